@@ -1,0 +1,71 @@
+# make demo             set up, then run the main job on the embedded tiny world
+# make test             set up, then run the tests, every notebook and every run notebook
+# make lab              set up, then open the notebooks in JupyterLab
+# make setup            only set up: an environment in .venv with the package and its tools
+# make export           notebooks -> drpose/*.py
+# make clean-notebooks  strip execution counts and stray metadata from the notebooks
+# make readme           run nbs/index.ipynb and write README.md from it
+#
+# Variables, e.g. make demo PYTHON=python3.12:
+#   PYTHON          the interpreter that the environment is made from, 3.11 or newer
+#   VENV            where the environment goes
+#   TORCH_ARGS      more pip arguments for torch alone, e.g. --index-url with another build of it
+#   PAPERMILL_ARGS  more papermill arguments for the demo, e.g. -p seed 1
+#   PYTEST_ARGS     more pytest arguments, e.g. -k bodies
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_ARGS ?=
+PAPERMILL_ARGS ?=
+PYTEST_ARGS ?=
+
+ENV_PYTHON = $(VENV)/bin/python
+INSTALLED = $(VENV)/.drpose_installed
+PIP = $(ENV_PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+DEMO = outputs/demo
+
+.PHONY: help setup demo test lab export clean-notebooks readme clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+setup: $(INSTALLED)
+
+# torch goes first and without its dependencies: --index-url in TORCH_ARGS then has to serve torch alone, and what was chosen here is kept by the second install.
+$(INSTALLED): constraints.txt setup.py settings.ini
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "drpose needs Python 3.11 or newer, but PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>&1); name another one, e.g. make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once, a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) pip setuptools
+	@$(PIP) --no-deps $(TORCH_ARGS) torch
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# One thread each: these models are so small that two threads spend their time waiting for each other.
+demo test: export OMP_NUM_THREADS ?= 1
+demo test: export TOKENIZERS_PARALLELISM ?= false
+
+demo: setup
+	@mkdir -p $(DEMO)
+	$(ENV_PYTHON) -m papermill nbs/runs/posttrain.ipynb $(DEMO)/posttrain.ipynb -f nbs/runs/configs/tiny.yaml --cwd nbs/runs -k python3 --log-output --no-progress-bar $(PAPERMILL_ARGS)
+	@echo; cat $(DEMO)/table.txt
+	@echo; echo "Pictures:"; ls $(DEMO)/figures/*.png
+
+test: setup
+	@$(ENV_PYTHON) -m pytest -q --durations=10 $(PYTEST_ARGS) tests
+
+lab: setup
+	@$(ENV_PYTHON) -m jupyterlab --notebook-dir=nbs
+
+export: setup
+	@$(VENV)/bin/nbdev_export
+
+clean-notebooks: setup
+	@$(VENV)/bin/nbdev_clean
+
+readme: setup
+	@$(ENV_PYTHON) scripts/build_readme.py
+
+clean:
+	rm -rf build dist drpose.egg-info

@@ -1,0 +1,79 @@
+"""Every run notebook goes through papermill at its own (tiny) parameters, and refuses settings it does not know."""
+
+import ast
+import importlib.util
+import re
+
+import papermill
+import pytest
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from project_files import RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, parameter_cells, relative, source
+
+OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "ftfy", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
+OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
+A_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def parameters(path) -> dict:
+    "The notebook's parameters and their default values."
+    (cell,) = parameter_cells(path)
+    values = {}
+    for statement in ast.parse(source(cell)).body:
+        (target,) = statement.targets if isinstance(statement, ast.Assign) else (statement.target,)
+        values[target.id] = ast.literal_eval(statement.value)
+    return values
+
+
+def skip_without_its_packages(path) -> None:
+    "Skip the notebook at `path` where it imports an optional package that is not installed."
+    for cell in code_cells(path):
+        imported = {match[1] for match in re.finditer(r"^(?:import|from)\s+(\w+)", source(cell), re.MULTILINE)}
+        for name in sorted(imported & OPTIONAL_PACKAGES):
+            if importlib.util.find_spec(name) is None:
+                pytest.skip(f"{path.name} needs the optional package {name}")
+
+
+def execute(path, tmp_path, **changed):
+    "Run the notebook in its own folder with `changed` parameters; everything it writes lands under `tmp_path`."
+    if OUTPUT_PARAMETER in parameters(path):
+        changed.setdefault(OUTPUT_PARAMETER, str(tmp_path / "run"))
+    return papermill.execute_notebook(
+        path, tmp_path / path.name, parameters=changed, cwd=path.parent, kernel_name="python3", progress_bar=False, execution_timeout=600
+    )
+
+
+@pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=relative)
+def test_run_notebook_executes_at_its_defaults(path, tmp_path):
+    skip_without_its_packages(path)
+    executed = execute(path, tmp_path)
+    assert not executed.metadata.papermill.exception
+    if OUTPUT_PARAMETER in parameters(path):
+        assert any((tmp_path / "run").rglob("*")), f"{path.name} wrote nothing into {OUTPUT_PARAMETER}"
+
+
+@pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=relative)
+def test_run_notebook_refuses_an_unknown_parameter(path, tmp_path):
+    "papermill itself only warns, and would run the defaults."
+    skip_without_its_packages(path)
+    with pytest.raises(PapermillExecutionError) as refused:
+        execute(path, tmp_path, seeed=3)
+    assert "seeed" in refused.value.evalue, f"{path.name} failed with {refused.value.ename} instead of naming the unknown parameter"
+
+
+@pytest.mark.parametrize("path", RUN_CONFIGS, ids=relative)
+def test_config_fits_a_run_notebook(path):
+    "Some run notebook knows every key, and its defaults have the same types. YAML reads 1e-4 as text: write 1.0e-4."
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    numbers_as_text = [key for key, value in config.items() if isinstance(value, str) and A_NUMBER.fullmatch(value)]
+    assert not numbers_as_text, f"{path.name}: {numbers_as_text} are text; write a number with a dot, as in 1.0e-4"
+    unknown = {notebook.name: sorted(set(config) - set(parameters(notebook))) for notebook in RUN_NOTEBOOKS}
+    assert [] in unknown.values(), f"{path.name} fits no run notebook; unknown keys: {unknown}"
+    for notebook in RUN_NOTEBOOKS:
+        if unknown[notebook.name]:
+            continue
+        for key, default in parameters(notebook).items():
+            value = config.get(key, default)
+            if value is not None and default is not None:
+                kinds = (int, float) if type(default) is float else type(default)
+                assert isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool), f"{path.name}: {key} is {value!r}, but {default!r} in {notebook.name}"
