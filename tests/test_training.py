@@ -1,0 +1,177 @@
+"""Post-training: the leash starts at zero, the base stays as it was, the reward rises, and a killed run loses nothing."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_parts
+import torch
+from safetensors.torch import load_file
+
+from drpose.posescore import PoseScore
+from drpose.runs import RunDirectory
+from drpose.training import PairConditions, PostTrainLoss, adapters_off, posttrain, prepare_weights
+
+
+def base_tensors(unet):
+    return {name.replace(".base_layer", ""): value.clone() for name, value in unet.state_dict().items() if "lora_" not in name}
+
+
+def loss_module(config, seed=0):
+    unet, scheduler, predictor, data, prompts, rig = tiny_parts.parts(seed)
+    base = prepare_weights(unet, config)
+    return PostTrainLoss(unet, base, scheduler, PoseScore(predictor), data, prompts, rig, config)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_kl_starts_at_zero_and_grows(tmp_path, rank):
+    config = tiny_parts.config(lora_rank=rank)
+    posttrain(config, *tiny_parts.parts(), tmp_path)
+    lines = RunDirectory(tmp_path, config).metrics()
+    assert lines[0]["kl"] < 1e-10 and lines[-1]["kl"] > 1e-6
+    assert [line["step"] for line in lines] == list(range(1, 11))
+
+
+def test_lora_leaves_the_base_bit_identical(tmp_path):
+    parts = tiny_parts.parts()
+    before = base_tensors(parts[0])
+    result = posttrain(tiny_parts.config(), *parts, tmp_path)
+    after = base_tensors(result.unet)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    adapter = load_file(next(result.adapter.glob("*.safetensors")))
+    assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
+
+
+def test_reward_rises_without_leash(tmp_path):
+    config = tiny_parts.config(steps=40, batch_size=6, kl_weight=0.0, lora_rank=0, learning_rate=5e-3, checkpoint_every=40)
+    posttrain(config, *tiny_parts.parts(), tmp_path)
+    rewards = [line["reward"] for line in RunDirectory(tmp_path, config).metrics()]
+    assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.02
+
+
+def test_leash_shortens_the_way(tmp_path):
+    ends = []
+    for weight in (0.0, 100.0):
+        config = tiny_parts.config(steps=25, kl_weight=weight)
+        posttrain(config, *tiny_parts.parts(), tmp_path / str(weight))
+        ends.append(RunDirectory(tmp_path / str(weight), config).metrics()[-1]["kl"])
+    assert ends[1] < 0.2 * ends[0]
+
+
+def test_every_adapter_matrix_gets_a_gradient():
+    module = loss_module(tiny_parts.config(estimator="full", early_stop=1))
+    with torch.no_grad():
+        for name, parameter in module.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    loss, _ = module(0)
+    loss.backward()
+    silent = [name for name, parameter in module.unet.named_parameters() if parameter.requires_grad and (parameter.grad is None or parameter.grad.abs().max() == 0)]
+    # one prompt token: its softmax is 1 whatever query and key are, so these two can have no gradient
+    assert all("attn2.to_q" in name or "attn2.to_k" in name for name in silent), silent
+
+
+def test_adapters_are_on_again_after_an_error():
+    config = tiny_parts.config()
+    module = loss_module(config)
+    with pytest.raises(KeyboardInterrupt), adapters_off(module.unet):
+        raise KeyboardInterrupt
+    loss, _ = module(0)
+    loss.backward()
+    assert any(parameter.grad is not None for parameter in module.unet.parameters() if parameter.requires_grad)
+
+
+def test_network_checkpointing_changes_nothing():
+    gradients = []
+    for flag in (False, True):
+        module = loss_module(tiny_parts.config(checkpoint_network=flag))
+        module(0)[0].backward()
+        gradients.append([p.grad.clone() for p in module.unet.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0 and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_noise_belongs_to_the_slot():
+    "The first samples of a batch do not depend on how many there are."
+    seen = []
+
+    class Capture(torch.nn.Module):
+        def forward(self, latents, joints, rig):
+            seen.append(latents.detach())
+            return latents.flatten(1).mean(1)
+
+    for size in (1, 3):
+        module = loss_module(tiny_parts.config(batch_size=size))
+        module.score = Capture()
+        module.data = PairConditions(*(value[:1] for value in vars(module.data).values()))  # one pair, so the condition is the same
+        module(5)
+    torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
+    assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
+
+
+def test_non_finite_steps_are_skipped_and_counted(tmp_path, capsys):
+    config = tiny_parts.config(steps=6)
+    parts = tiny_parts.parts()
+    parts[3].joints[:3] = float("nan")
+    result = posttrain(config, *parts, tmp_path)
+    assert 0 < result.loop.skipped < 6 and "is not finite, step skipped" in capsys.readouterr().out
+    assert all(torch.isfinite(p).all() for p in result.unet.parameters())
+
+
+WORKER = """
+import sys, time, torch
+sys.path.insert(0, {tests!r})
+import tiny_parts
+from drpose.training import posttrain
+torch.set_num_threads(1)
+posttrain(tiny_parts.config(steps=24, checkpoint_every=4), *tiny_parts.parts(), sys.argv[1], on_step=lambda step: time.sleep(0.05))
+"""
+
+
+def run_worker(folder, kill_after_step=None):
+    process = subprocess.Popen([sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parent)), str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    for line in process.stdout:
+        if kill_after_step is not None and f"step {kill_after_step}/" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    return process.returncode
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    "kill -9 at two random steps, then the same command: weights and metrics are equal bit for bit, and nothing torn is left."
+    chooser = random.Random(time.time_ns())
+    stops = sorted(chooser.sample(range(2, 23), 2))
+    assert run_worker(tmp_path / "whole") == 0
+    for stop in stops:
+        assert run_worker(tmp_path / "killed", kill_after_step=stop) == -signal.SIGKILL
+    assert run_worker(tmp_path / "killed") == 0
+    adapters = [load_file(next((tmp_path / name / "lora").glob("*.safetensors"))) for name in ("whole", "killed")]
+    assert adapters[0].keys() == adapters[1].keys() and all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0]), stops
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "killed" / "metrics.jsonl").read_text()
+
+
+def test_same_folder_other_settings_is_refused(tmp_path):
+    posttrain(tiny_parts.config(steps=1), *tiny_parts.parts(), tmp_path)
+    with pytest.raises(ValueError, match="kl_weight = 0.3, not 0.5"):
+        posttrain(tiny_parts.config(steps=1, kl_weight=0.5), *tiny_parts.parts(), tmp_path)
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    first = posttrain(tiny_parts.config(steps=3), *tiny_parts.parts(), tmp_path)
+    again = posttrain(tiny_parts.config(steps=3), *tiny_parts.parts(), tmp_path)
+    assert again.loop.finished and again.loop.steps == 3
+    one, two = (result.unet.state_dict() for result in (first, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_metrics_hold_no_clock(tmp_path):
+    posttrain(tiny_parts.config(steps=2), *tiny_parts.parts(), tmp_path)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert set(line) == {"step", "loss", "reward", "kl", "grad_norm"} and math.isclose(line["loss"], 1 - line["reward"] + 0.3 * line["kl"], rel_tol=1e-4)
