@@ -162,7 +162,7 @@ def render_set(drawn: PoseSet, body_model: BodyModel, rig: ViewRig = TINY_RIG, b
         images = torch.stack([taken.views.normals, taken.views.colors], 1)
         yield ImageSet(images, taken.views.masks, taken.joints[:, list(SKELETON_JOINTS)], taken.framing.scale)
 
-# %% ../nbs/06_dataset.ipynb #1c85d7ff
+# %% ../nbs/06_dataset.ipynb #0b5218a8
 @torch.no_grad()
 def encode_set(vae: AutoencoderKL, images: ImageSet) -> LatentSet:
     "Latents, photo latents (the front colour view) and descriptors of rendered objects."
@@ -188,7 +188,14 @@ def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder
 
 
 def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16) -> LatentSet:
-    "Encode image shards made by `build_images`."
+    "Encode image shards made by `build_images`. The result is kept beside the first shard, under a name that changes with the autoencoder's weights and the shards."
+    digest = hashlib.sha256("/".join(path.name for path in shards).encode())
+    for tensor in vae.state_dict().values():
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    digest.update(str(vae.config.scaling_factor).encode())
+    kept = shards[0].parent / f"latents-{digest.hexdigest()[:12]}.safetensors"
+    if kept.exists():
+        return LatentSet(**load_file(kept))
     parts = []
     for path in shards:
         stored = load_file(path)
@@ -196,7 +203,9 @@ def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16) 
             chosen = slice(start, start + batch_size)
             images = stored["images"][chosen].float() / 255
             parts.append(encode_set(vae, ImageSet(images, images[:, 0, :, 0], stored["joints"][chosen], stored["scale"][chosen])))
-    return LatentSet.cat(parts)
+    data = LatentSet.cat(parts)
+    write_atomic(kept, lambda temporary: save_file({field.name: getattr(data, field.name).contiguous() for field in fields(data)}, temporary))
+    return data
 
 # %% ../nbs/06_dataset.ipynb #03138938
 @dataclass

@@ -8,7 +8,7 @@ __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', '
            'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet',
            'lora_targets', 'idle_parameters', 'save_lora', 'load_lora']
 
-# %% ../nbs/07a_multiview_unet.ipynb #0b4c3484
+# %% ../nbs/07a_multiview_unet.ipynb #69b759f9
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from diffusers.utils import BaseOutput, logging
+from .model_files import CheckedModel, tensor_shapes
 from einops import rearrange
 from pathlib import Path
 from torch import Tensor, nn
@@ -291,13 +292,14 @@ def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None) ->
                 raise ValueError(f"sample is {side} x {side}, which is {-(-side // 2**level)} x {-(-side // 2**level)} at level {level}, "
                                  "but the face view needs a side divisible by 3 wherever there is attention.")
 
-# %% ../nbs/07a_multiview_unet.ipynb #edfa48f2
+# %% ../nbs/07a_multiview_unet.ipynb #6807f334
 @dataclass
 class MultiViewOutput(BaseOutput):
+    "What the network returns."
     sample: Tensor   # (D*B*V, 4, h, w), noise or velocity, as the scheduler says
 
 
-class MultiViewNetwork(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
     "How the parts work together; `MultiViewUNet` below makes the parts."
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MultiViewBlock", "ResnetBlock2D"]
@@ -363,7 +365,7 @@ class MultiViewUNet(MultiViewNetwork):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
-# %% ../nbs/07a_multiview_unet.ipynb #7660516c
+# %% ../nbs/07a_multiview_unet.ipynb #9294700e
 def lora_targets(prompt_tokens: int) -> str:
     "Pattern of the attention projections that LoRA should adapt, for text of that many tokens; for `peft.LoraConfig(target_modules=...)`."
     text = r"to_(v|out\.0)" if prompt_tokens == 1 else r"to_(q|k|v|out\.0)"
@@ -389,9 +391,10 @@ def save_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
 
 
 def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default") -> None:
-    "Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it belongs to another network."
+    "Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it is damaged or belongs to another network."
     if not (Path(folder) / LORA_FILE).is_file():
         raise FileNotFoundError(f"{folder} holds no {LORA_FILE}; give the folder that save_lora wrote.")
+    tensor_shapes(Path(folder) / LORA_FILE)      # refuses a damaged file
     try:
         unet.load_lora_adapter(str(folder), prefix=None, weight_name=LORA_FILE, adapter_name=adapter)
     except RuntimeError as error:

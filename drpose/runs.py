@@ -80,17 +80,19 @@ def environment() -> dict[str, Any]:
         "git_commit": commit.stdout.strip() or None, **{name: importlib.metadata.version(name) for name in packages},
     }
 
-# %% ../nbs/10a_runs.ipynb #850f7b84
+# %% ../nbs/10a_runs.ipynb #566af966
 class RunDirectory:
     "The folder of one run: settings, environment, metrics and the newest checkpoint."
+
+    FREE = ("minutes", "log_every", "checkpoint_every")  # may differ between the sittings of one run: they do not change what is learned
 
     def __init__(self, path: str | Path, config: Any):
         "Open or create `path` for the dataclass `config`; raises ValueError if the folder holds a run with other settings."
         self.path = Path(path)
-        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        settings = {name: value for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items() if name not in self.FREE}
         self.config_path, self.metrics_path, self.checkpoint_path = (self.path / name for name in ("config.json", "metrics.jsonl", "checkpoint.pt"))
         if self.config_path.exists():
-            found = read_json(self.config_path)
+            found = {name: value for name, value in read_json(self.config_path).items() if name not in self.FREE}
             changed = sorted(name for name in settings.keys() | found.keys() if settings.get(name) != found.get(name))
             if changed:
                 raise ValueError(f"{self.config_path}: this folder holds a run with {changed[0]} = {found.get(changed[0])!r}, not {settings.get(changed[0])!r}; choose another folder or delete it")

@@ -74,8 +74,7 @@ def test_every_adapter_matrix_gets_a_gradient():
     loss, _ = module(0)
     loss.backward()
     silent = [name for name, parameter in module.unet.named_parameters() if parameter.requires_grad and (parameter.grad is None or parameter.grad.abs().max() == 0)]
-    # one prompt token: its softmax is 1 whatever query and key are, so these two can have no gradient
-    assert all("attn2.to_q" in name or "attn2.to_k" in name for name in silent), silent
+    assert not silent
 
 
 def test_adapters_are_on_again_after_an_error():
