@@ -2,6 +2,7 @@
 # make test             set up, then run the tests, every notebook and every run notebook
 # make lab              set up, then open the notebooks in JupyterLab
 # make setup            only set up: an environment in .venv with the package and its tools
+# make weights          train the tiny models of the package again (many hours), then put them in place
 # make export           notebooks -> drpose/*.py
 # make clean-notebooks  strip execution counts and stray metadata from the notebooks
 # make readme           run nbs/index.ipynb and write README.md from it
@@ -24,7 +25,7 @@ INSTALLED = $(VENV)/.drpose_installed
 PIP = $(ENV_PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO = outputs/demo
 
-.PHONY: help setup demo test lab export clean-notebooks readme clean
+.PHONY: help setup demo test lab weights export clean-notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,8 +44,8 @@ $(INSTALLED): constraints.txt setup.py settings.ini
 	@touch $@
 
 # One thread each: these models are so small that two threads spend their time waiting for each other.
-demo test: export OMP_NUM_THREADS ?= 1
-demo test: export TOKENIZERS_PARALLELISM ?= false
+demo test weights: export OMP_NUM_THREADS ?= 1
+demo test weights: export TOKENIZERS_PARALLELISM ?= false
 
 demo: setup
 	@mkdir -p $(DEMO)
@@ -54,6 +55,13 @@ demo: setup
 
 test: setup
 	@$(ENV_PYTHON) -m pytest -q --durations=10 $(PYTEST_ARGS) tests
+
+# Each job resumes where it was stopped. The order matters: the readers and the base learn on the autoencoder's latents.
+weights: setup
+	@set -e; for job in "train_autoencoder train_autoencoder" "train_skeleton_predictor train_predictor" "train_skeleton_predictor train_judge" "train_base train_base"; do \
+		set -- $$job; mkdir -p outputs/tiny; \
+		$(ENV_PYTHON) -m papermill nbs/runs/$$1.ipynb outputs/tiny/$$2.ipynb -f nbs/runs/configs/$$2.yaml --cwd nbs/runs -k python3 --log-output --no-progress-bar; done
+	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny
 
 lab: setup
 	@$(ENV_PYTHON) -m jupyterlab --notebook-dir=nbs

@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,7 @@ def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder
         if not path.exists():
             parts = list(render_set(draw_set(name, length, seed, body_model, start=start), body_model, rig))
             tensors = {"images": torch.cat([(part.images * 255).round().byte() for part in parts]), "joints": torch.cat([part.joints for part in parts]), "scale": torch.cat([part.scale for part in parts])}
-            write_atomic(path, lambda temporary: save_file(tensors, temporary))
+            write_atomic(path, partial(save_file, tensors))
     return [path for _, _, path in shards]
 
 
@@ -248,6 +249,14 @@ def _png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
+def _pixels(content: bytes, source: str) -> Tensor:
+    try:
+        picture = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+    except (OSError, SyntaxError, ValueError):
+        raise ValueError(f"{source}: its picture cannot be read, needed a whole PNG; build the folder again") from None
+    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+
+
 def build_dataset(plan: Plan, folder: str | Path, animator: Animator | None = None, shard_size: int = 512) -> Path:
     "Animate the plan into Parquet shards under `folder`; shards that exist are kept, a folder built from another plan is refused (ValueError)."
     folder, animator = Path(folder), animator or load_animator("render")
@@ -258,7 +267,7 @@ def build_dataset(plan: Plan, folder: str | Path, animator: Animator | None = No
         path = folder / f"pairs-{start:06d}.parquet"
         if not path.exists():
             table = _build_shard(plan.drawn[start : start + shard_size], animator)
-            write_atomic(path, lambda temporary: pq.write_table(table, temporary))
+            write_atomic(path, partial(pq.write_table, table))
     write_json(folder / "dataset.json", card)
     return folder
 
@@ -286,6 +295,8 @@ class PosePairs(torch.utils.data.Dataset):
         "Open `folder`; a missing, empty or damaged one raises one sentence."
         self.folder = Path(folder)
         self.card = read_json(self.folder / "dataset.json")
+        if not isinstance(self.card, dict):
+            raise ValueError(f"{self.folder / 'dataset.json'}: holds a {type(self.card).__name__}, needed the card that build_dataset wrote")
         paths = sorted(self.folder.glob("pairs-*.parquet"))
         tables = []
         for path in paths:
@@ -302,7 +313,7 @@ class PosePairs(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.table.slice(range(len(self))[index], 1).to_pylist()[0]
-        image = torch.from_numpy(np.array(Image.open(io.BytesIO(row["image"])).convert("RGB"))).permute(2, 0, 1).float() / 255
+        image = _pixels(row["image"], f"{self.folder}, pair {range(len(self))[index]}")
         pose = Pose(torch.tensor(row["axis_angles"]).reshape(1, 55, 3), torch.tensor([row["betas"]]), torch.tensor([row["transl"]]))
         return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]), torch.tensor([row["frame_scale"]])), "set": row["set"], "person": row["person"]}
 

@@ -9,10 +9,9 @@ __all__ = ['PAIRS_AT_ONCE', 'EMPTY', 'MESHES_AT_ONCE', 'face_boxes', 'face_table
            'remembered_faces_around', 'Views', 'interpolate', 'pool_hits', 'paint', 'render_views', 'check_render',
            'skeleton_maps']
 
-# %% ../nbs/02_rendering.ipynb #97c18f6b
+# %% ../nbs/02_rendering.ipynb #dd87896f
 import importlib.util
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -293,7 +292,7 @@ def remembered_faces_around(faces: Tensor, num_vertices: int) -> tuple[Tensor, T
         _around[:] = [faces, mark, faces_around(faces, num_vertices)]
     return _around[2]
 
-# %% ../nbs/02_rendering.ipynb #048c6440
+# %% ../nbs/02_rendering.ipynb #a2223f77
 @dataclass
 class Views:
     "Pictures of B bodies in V views."
@@ -308,7 +307,7 @@ def interpolate(hits: Hits, faces: Tensor, values: Tensor, pixels_per_body: int)
     "Values (B, N, C) of the vertices, interpolated at the hits: (K, C)."
     body = hits.position // pixels_per_body
     corners = faces.index_select(0, hits.face) + (body * values.shape[1])[:, None]
-    gathered = values.flatten(0, 1).index_select(0, corners.flatten()).view(*corners.shape, -1)
+    gathered = values.flatten(0, 1).index_select(0, corners.flatten()).view(*corners.shape, values.shape[-1])
     return (gathered * hits.barycentric[..., None]).sum(1)
 
 
@@ -329,7 +328,7 @@ def pool_hits(position: Tensor, values: Tensor, cells: int, size: int, factor: i
     sums = sums.index_add(0, slot, torch.cat([values, torch.ones_like(values[:, :1])], dim=1))
     return covered, sums[:, :-1] / sums[:, -1:], sums[:, -1] / factor**2
 
-# %% ../nbs/02_rendering.ipynb #1dfaf016
+# %% ../nbs/02_rendering.ipynb #b877dc16
 def paint(values: Tensor, coverage: Tensor, position: Tensor, background: float, pictures: int, size: int) -> Tensor:
     "Pictures (pictures, C, size, size) of one background value, with values (K, C) blended in by coverage (K,) at flat positions (K,)."
     channels, cells = values.shape[1], size * size
@@ -340,7 +339,7 @@ def paint(values: Tensor, coverage: Tensor, position: Tensor, background: float,
     canvas = values.new_full((pictures * channels * cells,), background)
     return canvas.index_copy_(0, target.flatten(), blended.T.flatten()).view(pictures, channels, size, size)
 
-
+# %% ../nbs/02_rendering.ipynb #8ab11432
 def render_views(
     body: Body,  # vertices (B, N, 3) and faces (F, 3)
     rig: ViewRig,  # V views; its image_size is replaced by the next argument

@@ -83,7 +83,7 @@ def test_equals_the_pixel_by_pixel_reference(rig, dtype):
     found = rasterize(vertices, faces, rig, "torch")
     for body in range(2):
         face_map, weights, depth, unsure = reference(vertices[body], faces, rig)
-        assert unsure.float().mean() < 0.01 and (face_map >= 0).float().mean() > 0.3
+        assert unsure.float().mean() < 0.01 and (face_map >= 0).float().mean() > 0.2
         sure = ~unsure
         assert torch.equal(found.pix_to_face[body][sure], face_map[sure])
         tolerance = 2e-3 if dtype == torch.float32 else 1e-9  # needle-shaped faces
@@ -228,7 +228,8 @@ def test_pictures_carry_gradients_to_vertices_and_colours():
     for picture, wanted in ((views.normals, [vertices]), (views.depths, [vertices]), (views.colors, [vertices, colors])):
         for gradient in torch.autograd.grad(picture.square().sum(), wanted, retain_graph=True):
             assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
-    assert not views.masks.requires_grad  # outlines carry none
+    (gradient,) = torch.autograd.grad(views.masks.sum(), vertices)
+    assert (gradient == 0).all()  # outlines carry none
 
 
 # --- directions ---------------------------------------------------------------------------------------------------------------------------
@@ -249,12 +250,12 @@ def test_vertex_normals_of_a_ball_point_outward():
 @pytest.mark.parametrize("rig", [SIX_VIEWS, MIRRORED_SIX], ids=["plain", "mirrored"])
 def test_normals_are_in_the_front_views_frame_in_every_view(rig):
     vertices, faces = sphere()
-    views = render_views(as_body(vertices, faces), rig, 33, framing=None)
+    views = render_views(as_body(vertices, faces), rig, 34, framing=None)  # an even size: a centre exactly on the ball's seams would see nothing
     normals = views.normals[0] * 2 - 1
-    torch.testing.assert_close(normals[:, :, 16, 16], rig.toward(), atol=0.03, rtol=0)  # the middle faces the viewer: z < 0 from behind
+    torch.testing.assert_close(normals[:, :, 17, 17], rig.toward(), atol=0.06, rtol=0)  # the middle faces the viewer: z < 0 from behind
     image_right = torch.tensor([1, 1, 1, -1, -1, 1] if rig.mirrored else [1] * 6)[:, None] * rig.right()
-    assert ((normals[:, :, 16, 26] * image_right).sum(1) > 0.6).all()  # right of the middle they lean to image-right
-    assert (normals[:, NORMAL_Y, 6, 16] > 0.6).all() and (normals[:, NORMAL_Y, 26, 16] < -0.6).all()  # up above, down below
+    assert ((normals[:, :, 17, 27] * image_right).sum(1) > 0.6).all()  # right of the middle they lean to image-right
+    assert (normals[:, NORMAL_Y, 6, 17] > 0.6).all() and (normals[:, NORMAL_Y, 27, 17] < -0.6).all()  # up above, down below
     covered = views.masks[0] > 0
     torch.testing.assert_close(normals.norm(dim=1)[covered], torch.ones(int(covered.sum())), atol=1e-5, rtol=0)
 
@@ -383,9 +384,10 @@ def test_vertex_colours_may_differ_per_body():
 
 def test_light_comes_from_above_and_is_the_same_in_all_views():
     vertices, faces = sphere()
-    lit = render_views(as_body(vertices, faces), SIX_VIEWS, 33, shading=1.0, color_background=0.5, framing=None)
-    assert (lit.colors[0, :, 0, 5, 16] > 1.3 * lit.colors[0, :, 0, 16, 16]).all() and (lit.colors[0, :, 0, 16, 16] > 1.3 * lit.colors[0, :, 0, 27, 16]).all()
-    torch.testing.assert_close(lit.colors[0, :, 0, 16, 16], torch.full((6,), 0.4), atol=0.02, rtol=0)
+    lit = render_views(as_body(vertices, faces), SIX_VIEWS, 34, shading=1.0, color_background=0.5, framing=None)
+    high, middle, low = (lit.colors[0, :, 0, row, 17] for row in (5, 17, 28))
+    assert (high > 1.3 * middle).all() and (middle > 1.3 * low).all()
+    torch.testing.assert_close(middle, torch.full((6,), 0.4), atol=0.03, rtol=0)
 
 
 def test_rendering_a_batch_equals_rendering_singles(posed):
