@@ -85,7 +85,7 @@ def matrix_to_axis_angle(
     sine = torch.where(tiny, torch.ones_like(square), square).sqrt()
     return vector * torch.where(tiny, 2 + square / 3, 2 * torch.atan2(sine, cosine) / sine)
 
-# %% ../nbs/00_bodies.ipynb #3e6b0f2e
+# %% ../nbs/00_bodies.ipynb #3543319b
 def _check_shape(name: str, tensor: Tensor, *shape: int | None) -> None:
     "Raise one clear sentence unless `tensor` is a floating point tensor of this shape (None fits any size)."
     needed = "(" + ", ".join("B" if size is None else str(size) for size in shape) + ")"
@@ -98,7 +98,7 @@ def _check_shape(name: str, tensor: Tensor, *shape: int | None) -> None:
 
 @dataclass
 class _PoseTensors:
-    "The three tensors of a pose batch, and what any batch can do: count, slice, join, move."
+    "The three tensors of a pose batch, checked when they are put together."
 
     axis_angles: Tensor  # (B, 55, 3) radians, joint relative to parent, SMPL-X order
     betas: Tensor  # (B, 10) body shape, in standard deviations
@@ -112,8 +112,10 @@ class _PoseTensors:
         if len(set(sizes.values())) != 1:
             raise ValueError(f"Pose: found batch sizes {sizes}, needed the same batch size in all three.")
 
-# %% ../nbs/00_bodies.ipynb #cdc046e0
+# %% ../nbs/00_bodies.ipynb #a562818a
 class _PoseBatch(_PoseTensors):
+    "What any batch can do: count, slice, join, move."
+
     def _map(self, function):
         "The same kind of pose with `function` applied to each of the three tensors."
         return type(self)(function(self.axis_angles), function(self.betas), function(self.transl))
@@ -145,8 +147,9 @@ class _PoseBatch(_PoseTensors):
         "The same numbers, cut off from autograd."
         return self._map(Tensor.detach)
 
-# %% ../nbs/00_bodies.ipynb #d864c6c6
+# %% ../nbs/00_bodies.ipynb #0c41e5f4
 def _swap_side(name: str) -> str:
+    "The name of the same joint on the other side."
     for side, other in (("left_", "right_"), ("right_", "left_")):
         if name.startswith(side):
             return other + name.removeprefix(side)
@@ -181,9 +184,33 @@ def _joint_batch(**tensors: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"Pose: found batch sizes {sizes}, needed one common size (or 1).")
     return {name: tensor.expand(batch, *tensor.shape[1:]) for name, tensor in tensors.items()}
 
-# %% ../nbs/00_bodies.ipynb #9e1007c3
+# %% ../nbs/00_bodies.ipynb #64625ee5
+class _PoseChanges(_PoseBatch):
+    "The same people with another shape, in a mirror, or turned."
+
+    def with_betas(self, betas: Tensor) -> "Pose":
+        "The same pose on another body shape: betas (B, 10) or (1, 10)."
+        _check_shape("betas", betas, None, 10)
+        return replace(self, betas=betas.to(self.betas).expand(len(self), 10))
+
+    def mirrored(self) -> "Pose":
+        "The pose as a mirror at the plane x = 0 shows it: left and right trade places."
+        reflect = self.transl.new_tensor([-1.0, 1.0, 1.0])
+        return replace(self, axis_angles=-reflect * self.axis_angles[:, MIRRORED_JOINTS], transl=reflect * self.transl)
+
+    def rotated(self, rotation: Tensor, pelvis: Tensor | None = None) -> "Pose":
+        """Turn root and transl by rotation, (3, 3) or (B, 3, 3), about the rest pelvis.
+
+        With pelvis, the unposed pelvis position (3,) or (B, 3) in metres, the turn is about the world's origin, exactly."""
+        rotation = rotation.to(self.transl)
+        root = matrix_to_axis_angle(rotation @ axis_angle_to_matrix(self.axis_angles[:, 0]))
+        pelvis = torch.zeros_like(self.transl) if pelvis is None else pelvis.to(self.transl)
+        transl = (rotation @ (pelvis + self.transl)[..., None])[..., 0] - pelvis
+        return replace(self, axis_angles=torch.cat([root[:, None], self.axis_angles[:, 1:]], 1), transl=transl)
+
+# %% ../nbs/00_bodies.ipynb #c3e9347d
 @dataclass
-class Pose(_PoseBatch):
+class Pose(_PoseChanges):
     "A batch of B poses: axis_angles (B, 55, 3) radians, betas (B, 10), transl (B, 3) metres. Wrong shapes raise ValueError."
 
     @classmethod
@@ -218,26 +245,6 @@ class Pose(_PoseBatch):
             vector = torch.cat([vector[:, :66], vector.new_zeros(len(vector), 9), vector[:, 66:]], 1)
         parts = {name: vector.unflatten(1, (55, 3))[:, joints] for name, joints in PARTS.items()}
         return cls.from_parts(**parts, betas=betas, transl=transl)
-
-    def with_betas(self, betas: Tensor) -> "Pose":
-        "The same pose on another body shape: betas (B, 10) or (1, 10)."
-        _check_shape("betas", betas, None, 10)
-        return replace(self, betas=betas.to(self.betas).expand(len(self), 10))
-
-    def mirrored(self) -> "Pose":
-        "The pose as a mirror at the plane x = 0 shows it: left and right trade places."
-        reflect = self.transl.new_tensor([-1.0, 1.0, 1.0])
-        return replace(self, axis_angles=-reflect * self.axis_angles[:, MIRRORED_JOINTS], transl=reflect * self.transl)
-
-    def rotated(self, rotation: Tensor, pelvis: Tensor | None = None) -> "Pose":
-        """Turn root and transl by rotation, (3, 3) or (B, 3, 3), about the rest pelvis.
-
-        With pelvis, the unposed pelvis position (3,) or (B, 3) in metres, the turn is about the world's origin, exactly."""
-        rotation = rotation.to(self.transl)
-        root = matrix_to_axis_angle(rotation @ axis_angle_to_matrix(self.axis_angles[:, 0]))
-        pelvis = torch.zeros_like(self.transl) if pelvis is None else pelvis.to(self.transl)
-        transl = (rotation @ (pelvis + self.transl)[..., None])[..., 0] - pelvis
-        return replace(self, axis_angles=torch.cat([root[:, None], self.axis_angles[:, 1:]], 1), transl=transl)
 
 # %% ../nbs/00_bodies.ipynb #35006d7c
 Z_UP_TO_Y_UP = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -396,7 +403,7 @@ def unpack_body(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "lmk_bary_coords": packed["lmk_bary_coords"],
     }
 
-# %% ../nbs/00_bodies.ipynb #15f517bb
+# %% ../nbs/00_bodies.ipynb #6786bc51
 def _stock_smplx(arrays: dict[str, np.ndarray]) -> smplx.SMPLX:
     "The stock smplx model of these arrays: 10 shape and 10 expression numbers, full hands, no parameters of its own."
     expression = 10 if arrays["shapedirs"].shape[2] < 400 else 300
@@ -412,7 +419,15 @@ def _stock_smplx(arrays: dict[str, np.ndarray]) -> smplx.SMPLX:
             num_betas=10, num_expression_coeffs=10, **{f"create_{name}": False for name in names},
         )  # fmt: skip
 
-# %% ../nbs/00_bodies.ipynb #3e331f58
+
+def _call_smplx(model: smplx.SMPLX, pose: Pose) -> tuple[Tensor, Tensor]:
+    "Vertices (B, N, 3) and joints (B, 127, 3) in metres of the posed bodies, with a neutral face."
+    parts = {name: pose.axis_angles[:, joints].flatten(1) for name, joints in PARTS.items()}
+    expression = pose.betas.new_zeros(len(pose), 10)
+    output = model(betas=pose.betas, expression=expression, transl=pose.transl, return_shaped=False, **parts)
+    return output.vertices, output.joints
+
+# %% ../nbs/00_bodies.ipynb #f70fd1fe
 def forward_kinematics(
     axis_angles: Tensor,  # (B, 55, 3) radians, joint relative to parent
     rest_joints: Tensor,  # (B, 55, 3) metres, joints of the unposed body
@@ -428,7 +443,7 @@ def forward_kinematics(
         positions.append(positions[parent] + (rotations[parent] @ bone)[..., 0])
     return torch.stack(rotations, 1), torch.stack(positions, 1)
 
-# %% ../nbs/00_bodies.ipynb #6a855a2d
+
 @dataclass
 class Body:
     "Posed bodies: vertices (B, N, 3) and joints (B, J, 3) in metres, of which the first 55 are the SMPL-X skeleton, and faces (F, 3)."
@@ -437,7 +452,7 @@ class Body:
     joints: Tensor
     faces: Tensor
 
-# %% ../nbs/00_bodies.ipynb #086ccb74
+# %% ../nbs/00_bodies.ipynb #0cc06601
 class BodyModel(nn.Module):
     """A person model in SMPL-X's layout: calling it with a Pose of any batch size gives a Body.
 
@@ -473,18 +488,13 @@ class BodyModel(nn.Module):
         return forward_kinematics(pose.axis_angles, self.rest_joints(pose.betas))[1] + pose.transl[:, None]
 
     def forward(self, pose: Pose) -> Body:
+        "The posed people. Raises ValueError for an empty batch."
         if len(pose) == 0:
             raise ValueError("body model: found an empty pose batch, needed at least one pose.")
         pose = pose.to(self.joint_template)
-        parts = [self._pose_chunk(pose[start : start + self.CHUNK]) for start in range(0, len(pose), self.CHUNK)]
+        parts = [_call_smplx(self.model, pose[start : start + self.CHUNK]) for start in range(0, len(pose), self.CHUNK)]
         vertices, joints = (torch.cat(tensors) for tensors in zip(*parts))
         return Body(vertices, joints, self.faces)
-
-    def _pose_chunk(self, pose: Pose) -> tuple[Tensor, Tensor]:
-        parts = {name: pose.axis_angles[:, joints].flatten(1) for name, joints in PARTS.items()}
-        expression = pose.betas.new_zeros(len(pose), 10)
-        output = self.model(betas=pose.betas, expression=expression, transl=pose.transl, return_shaped=False, **parts)
-        return output.vertices, output.joints
 
 # %% ../nbs/00_bodies.ipynb #60016614
 def load_body(
