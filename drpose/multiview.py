@@ -132,11 +132,16 @@ def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition,
         return without + guidance_scale * (given - without)
     return from_rows(unet(**unet_inputs(latents, timestep, condition), return_dict=False)[0], latents.shape[2])
 
-# %% ../nbs/07b_multiview_pipeline.ipynb #0427d59e
+# %% ../nbs/07b_multiview_pipeline.ipynb #416e67f0
 def default_scheduler(prediction_type: str = "v_prediction", **changes) -> DDIMScheduler:
     "The DDIM schedule used here: Stable Diffusion's noise levels, trailing steps, no clipping of latents."
-    settings = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                    set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing", prediction_type=prediction_type)
+    settings = dict(
+        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type,
+        timestep_spacing="trailing",  # begins at the noisiest level, ends with a step that has leverage
+        set_alpha_to_one=True,        # the last step's outcome is the image estimate itself
+        clip_sample=False,            # a clamped entry has no gradient
+        steps_offset=1,               # used by leading spacing only
+    )
     return DDIMScheduler(**(settings | changes))
 
 

@@ -19,8 +19,9 @@ from .model_files import CheckedModel
 from .rendering import skeleton_maps
 
 # %% auto #0
-__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'ReaderBlock', 'view_features', 'check_latents', 'SkeletonPredictor',
-           'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess', 'map_distance', 'PoseScore']
+__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'REWARD_FORMS', 'ReaderBlock', 'view_features', 'check_latents',
+           'SkeletonPredictor', 'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess',
+           'map_distance', 'transport_distance', 'PoseScore']
 
 # %% ../nbs/08_posescore.ipynb #f1c2b138
 class ReaderBlock(nn.Module):
@@ -167,16 +168,34 @@ def map_distance(logits: Tensor, target: Tensor, spatial_weight: float = SPATIAL
         distance = distance + perceptual_weight * perceptual(logits.sigmoid(), target)
     return distance
 
-# %% ../nbs/08_posescore.ipynb #e6d2e629
+# %% ../nbs/08_posescore.ipynb #de17b21e
+def transport_distance(logits: Tensor, points: Tensor) -> Tensor:
+    """Mean cost of moving each read map onto its true point, (B, V) >= 0; 4 for a joint that is a whole frame away.
+
+    `logits` (B, V, J, h, w); `points` (B, V, J, 2), x then y, in pixels of the (square) map, cell centres at half-integers as in `ViewRig`."""
+    size = logits.shape[-1]
+    axis = (torch.arange(size, device=logits.device, dtype=logits.dtype) + 0.5) / size
+    column, row = (points / size).unbind(-1)
+    squared = (axis - column[..., None]).square()[..., None, :] + (axis - row[..., None]).square()[..., :, None]
+    cost = 4 * ((squared + 1 / 256).sqrt() - 1 / 16)
+    return (logits.flatten(-2).softmax(-1) * cost.flatten(-2)).sum(-1).mean(-1)
+
+# %% ../nbs/08_posescore.ipynb #a2d5c412
+REWARD_FORMS = ("maps", "transport")
+
+
 class PoseScore(nn.Module):
-    """Reward of multi-view latents for a pose: minus the map distance, averaged over views (DrPose, PoseScore).
+    """Reward of multi-view latents for a pose: minus the distance of the read maps from the true ones, averaged over views (DrPose, PoseScore).
 
-    `predictor` is frozen and set to evaluation mode. `body_model` is needed only when poses (not joints) are scored."""
+    `form` is "maps" (the paper's cross-entropy, `map_distance`) or "transport" (`transport_distance`). `predictor` is frozen and set to
+    evaluation mode. `body_model` is needed only when poses (not joints) are scored. ValueError for another form."""
 
-    def __init__(self, predictor: SkeletonPredictor, body_model: BodyModel | None = None, spatial_weight: float = SPATIAL_WEIGHT, perceptual=None):
+    def __init__(self, predictor: SkeletonPredictor, body_model: BodyModel | None = None, spatial_weight: float = SPATIAL_WEIGHT, perceptual=None, form: str = "maps"):
         super().__init__()
+        if form not in REWARD_FORMS:
+            raise ValueError(f"form is {form!r}; it must be one of {', '.join(REWARD_FORMS)}")
         self.predictor = predictor.eval().requires_grad_(False)
-        self.body_model, self.spatial_weight, self.perceptual = body_model, spatial_weight, perceptual
+        self.body_model, self.spatial_weight, self.perceptual, self.form = body_model, spatial_weight, perceptual, form
 
     def target(self, pose: Pose | Tensor, rig: ViewRig, grid_size: int) -> Tensor:
         "True skeleton maps (B, V, 23, h, w) on the latent grid of `grid_size` cells."
@@ -196,6 +215,9 @@ class PoseScore(nn.Module):
     def per_view(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig) -> Tensor:
         "Reward of each view, (B, V), at most 0."
         logits = self.predictor(latents, rig)
+        if self.form == "transport":
+            points = rig.resized(logits.shape[-1]).project(self.framed_joints(pose))
+            return -transport_distance(logits, points.to(logits.dtype))
         return -map_distance(logits, self.target(pose, rig, logits.shape[-1]).to(logits.dtype), self.spatial_weight, self.perceptual)
 
     def forward(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig) -> Tensor:

@@ -21,10 +21,10 @@ from .repeatable import seeded_generator
 from .runs import LoopConfig, LoopResult, RunDirectory, optimise, require
 
 # %% auto #0
-__all__ = ['AutoencoderConfig', 'new_autoencoder', 'AutoencoderLoss', 'train_autoencoder', 'tiny_unet', 'BaseConfig', 'BaseLoss',
-           'train_base', 'PredictorConfig', 'PredictorLoss', 'train_skeleton_predictor', 'estimate_latents']
+__all__ = ['AutoencoderConfig', 'new_autoencoder', 'cut_out', 'AutoencoderLoss', 'train_autoencoder', 'tiny_unet', 'BaseConfig',
+           'BaseLoss', 'train_base', 'PredictorConfig', 'PredictorLoss', 'train_skeleton_predictor', 'estimate_latents']
 
-# %% ../nbs/10b_pretraining.ipynb #ee6b4aeb
+# %% ../nbs/10b_pretraining.ipynb #a66a6ea8
 @dataclass
 class AutoencoderConfig(LoopConfig):
     "Settings of `train_autoencoder`."
@@ -33,6 +33,7 @@ class AutoencoderConfig(LoopConfig):
     block_out_channels: tuple[int, ...] = (12, 24, 48)  # two halvings: factor 4
     layers_per_block: int = 1
     kl_weight: float = 1e-5
+    crop: int = 0  # train on square cut-outs of so many pixels around the figure, 0 = whole images
     train_encoder: bool = True  # False: only the decoder learns, so that models trained on the latents stay valid
 
 
@@ -45,7 +46,17 @@ def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
         layers_per_block=config.layers_per_block, latent_channels=4, norm_num_groups=4, sample_size=64, mid_block_add_attention=False, scaling_factor=1.0,
     )
 
-# %% ../nbs/10b_pretraining.ipynb #306a82ae
+# %% ../nbs/10b_pretraining.ipynb #241fa770
+def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    "A square of `size` pixels around a random figure pixel of each image, (N, 3, H, W) -> (N, 3, size, size)."
+    figure = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-3  # never all zero, or nothing could be drawn
+    middle = torch.multinomial(figure, 1, generator=generator).squeeze(1)
+    height, width = images.shape[-2:]
+    top = (middle // width - size // 2).clamp(0, height - size).tolist()
+    left = (middle % width - size // 2).clamp(0, width - size).tolist()
+    return torch.stack([image[:, y : y + size, x : x + size] for image, y, x in zip(images, top, left, strict=True)])
+
+
 class AutoencoderLoss(nn.Module):
     "Reconstruction and KL loss on random images of `images` (N, 3, H, W) uint8."
 
@@ -58,12 +69,16 @@ class AutoencoderLoss(nn.Module):
     def forward(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
         generator = seeded_generator(self.config.seed, step, "autoencoder")
-        images = self.images[torch.randint(len(self.images), (self.config.batch_size,), generator=generator)].float() / 255
+        images = self.images[torch.randint(len(self.images), (self.config.batch_size,), generator=generator)]
+        background = images[..., :1, :1].float() / 255
+        if self.config.crop:
+            images = cut_out(images, self.config.crop, generator)
+        images = images.float() / 255
         posterior = self.vae.encode(images * 2 - 1).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         latents = posterior.mean + posterior.std * noise if self.config.train_encoder else posterior.mean.detach()
         error = self.vae.decode(latents).sample / 2 + 0.5 - images
-        figure = ((images - images[..., :1, :1]).abs().amax(1, keepdim=True) > 0.05).float()
+        figure = ((images - background).abs().amax(1, keepdim=True) > 0.05).float()
         weight = 1 + 2 * F.max_pool2d(figure, 3, 1, 1)
         reconstruction = (weight * (error.square() + 0.1 * error.abs())).mean()
         kl = posterior.kl().mean() / latents[0].numel()
@@ -92,23 +107,24 @@ def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_leve
         class_embed_type="projection", projection_class_embeddings_input_dim=192, num_views=4, face_view=False,
     )  # fmt: skip
 
-# %% ../nbs/10b_pretraining.ipynb #656c7027
+# %% ../nbs/10b_pretraining.ipynb #39d0b848
 @dataclass
 class BaseConfig(LoopConfig):
     "Settings of `train_base`."
 
     batch_size: int = 16  # objects per step; each brings D x V latents
-    snr_gamma: float = 5.0
+    snr_gamma: float = 5.0  # Min-SNR weights, capped here; 0 = every timestep weighs 1
     separate_timesteps: bool = False  # one timestep per domain instead of one per object
     condition_dropout: float = 0.0  # share of objects whose photo (latent and descriptor) is replaced by zeros, for guidance
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.snr_gamma >= 0, "snr_gamma", self.snr_gamma, "at least 0 (0 weighs all timesteps alike)")
         require(0 <= self.condition_dropout < 1, "condition_dropout", self.condition_dropout, "in [0, 1)")
 
-# %% ../nbs/10b_pretraining.ipynb #123f4baf
+# %% ../nbs/10b_pretraining.ipynb #e988e4ae
 class BaseLoss(nn.Module):
-    "Min-SNR velocity loss of a multi-view U-Net on random objects of a `LatentSet`."
+    "Velocity loss of a multi-view U-Net on random objects of a `LatentSet`, timesteps weighed by Min-SNR (arXiv 2303.09556) or alike."
 
     def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig):
         super().__init__()
@@ -131,11 +147,12 @@ class BaseLoss(nn.Module):
         predicted = predict(self.unet, noisy, timestep.T, Condition(photo, descriptor, self.prompt_embeds))
         snr = alpha / (1 - alpha)
         error = (predicted - target).square().mean((2, 3, 4, 5))
-        return (snr.clamp(max=config.snr_gamma) / (snr + 1)).flatten(1).expand_as(error).mul(error).mean(), {"mse": error.mean()}
+        weight = snr.clamp(max=config.snr_gamma) / (snr + 1) if config.snr_gamma else torch.ones_like(snr)
+        return weight.flatten(1).expand_as(error).mul(error).mean(), {"mse": error.mean()}
 
-# %% ../nbs/10b_pretraining.ipynb #7ff93af0
+# %% ../nbs/10b_pretraining.ipynb #3822c122
 def train_base(config: BaseConfig, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, run: RunDirectory) -> tuple[MultiViewUNet, LoopResult]:
-    "Train `unet` on multi-view latents with the Min-SNR velocity loss; returns it with its EMA weights."
+    "Train `unet` on multi-view latents with the velocity loss; returns it with its EMA weights."
     result = optimise(run, BaseLoss(unet, scheduler, data, prompt_embeds, config), config, "base")
     return unet.eval(), result
 

@@ -202,7 +202,7 @@ BAD = {
     "settings: not finite": (lambda w: settings(kl_weight=float("nan")), ValueError, "finite"),
     "settings: estimator": (lambda w: settings(estimator="reinforce"), ValueError, "'estimator'"),
     "settings: more trained than steps": (lambda w: settings(trained_steps=20), ValueError, "'trained_steps'"),
-    "settings: early stop": (lambda w: settings(early_stop=10), ValueError, "'early_stop'"),
+    "settings: early stop": (lambda w: settings(early_stop=11), ValueError, "'early_stop'"),
     "settings: of no job": (lambda w: split_settings({"sede": 1}, PostTrainConfig), ValueError, "'sede'"),
     "settings: of another run": (run_folder, ValueError, "seed = 1"),
     "rollout: noise without batch": (lambda w: rollout(None, default_scheduler(), torch.zeros(4)), ValueError, "noise has shape"),

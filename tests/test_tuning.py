@@ -1,18 +1,18 @@
 """The rollout's gradients against finite differences and closed forms, the KL term, and the errors (drpose.tuning)."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import nn
 
+from drpose.multiview import Condition, default_scheduler, denoise, predict, tiny_prompt_embeds
+from drpose.multiview_unet import MultiViewUNet
 from drpose.tuning import (
     ESTIMATORS,
     check_scheduler,
     gradient_weights,
-    make_scheduler,
     rollout,
     spaced_steps,
     step_table,
@@ -61,7 +61,7 @@ def gradient(model, result, extra=0.0):
 
 def run(model, estimator, noise=None, prediction_type="v_prediction", seed=0, **settings):
     settings = {"num_inference_steps": 5, "early_stop": 2, "generator": seeded(seed)} | settings
-    return rollout(model, make_scheduler(prediction_type), start() if noise is None else noise, estimator, **settings)
+    return rollout(model, default_scheduler(prediction_type), start() if noise is None else noise, estimator, **settings)
 
 
 # ---- the sampler ----
@@ -71,7 +71,7 @@ def run(model, estimator, noise=None, prediction_type="v_prediction", seed=0, **
 @pytest.mark.parametrize("eta", [0.0, 0.6])
 @pytest.mark.parametrize("steps", [1, 4, 7, 20])
 def test_lines_equal_diffusers_step(prediction_type, eta, steps):
-    scheduler = make_scheduler(prediction_type)
+    scheduler = default_scheduler(prediction_type)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     table = step_table(scheduler, steps, eta)
@@ -88,7 +88,7 @@ def test_lines_equal_diffusers_step(prediction_type, eta, steps):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_full_run_equals_the_diffusers_loop(prediction_type):
-    model, scheduler = TinyNet(), make_scheduler(prediction_type)
+    model, scheduler = TinyNet(), default_scheduler(prediction_type)
     result = run(model, "full", prediction_type=prediction_type)
     scheduler.set_timesteps(5)
     sample = start()
@@ -99,7 +99,7 @@ def test_a_full_run_equals_the_diffusers_loop(prediction_type):
 
 
 def test_the_callers_scheduler_is_left_alone():
-    scheduler = make_scheduler()
+    scheduler = default_scheduler()
     scheduler.set_timesteps(13)
     rollout(TinyNet(), scheduler, start(), "draft-k", num_inference_steps=5)
     assert scheduler.num_inference_steps == 13 and len(scheduler.timesteps) == 13
@@ -129,7 +129,7 @@ def test_all_steps_equal_finite_differences(prediction_type, eta):
 
 @pytest.mark.parametrize("kept", [1, 2, 3, 4])
 def test_draft_k_equals_detaching_the_early_samples(kept):
-    model, noise, table = TinyNet(), start(), step_table(make_scheduler(), 5)
+    model, noise, table = TinyNet(), start(), step_table(default_scheduler(), 5)
     sample = noise
     for i, t in enumerate(table.timesteps):          # every call in grad mode; the graph is cut by hand
         if i == 5 - kept:
@@ -146,7 +146,7 @@ def test_drtune_equals_the_closed_form(prediction_type, seed):
     result = run(model, "drtune", noise, prediction_type, seed)
     ours = gradient(model, result)
     inputs = [call[2].detach() for call in model.calls[: result.early_stop_index + 1]]
-    abar = make_scheduler().alphas_cumprod.double()
+    abar = default_scheduler().alphas_cumprod.double()
     angle = [abar[t].sqrt().acos() for t in (999, 799, 599, 399, 199)][: result.early_stop_index + 1] + [torch.tensor(0.0)]
     if prediction_type == "epsilon":                 # tan of the next angle minus tan of this one
         weights = [angle[i + 1].tan() - angle[i].tan() for i in range(len(angle) - 1)]
@@ -154,7 +154,7 @@ def test_drtune_equals_the_closed_form(prediction_type, seed):
         turns = [angle[i] - angle[i + 1] for i in range(len(angle) - 1)]
         weights = [-turns[i].sin() * torch.stack([t.cos() for t in turns[i + 1:]] + [torch.tensor(1.0)]).prod() for i in range(len(turns))]
     torch.testing.assert_close(
-        torch.tensor(gradient_weights(step_table(make_scheduler(prediction_type), 5), result.early_stop_index)),
+        torch.tensor(gradient_weights(step_table(default_scheduler(prediction_type), 5), result.early_stop_index)),
         torch.stack([w.float() for w in weights]), rtol=1e-5, atol=1e-6)
     image = result.latents.detach().requires_grad_()
     pull, = torch.autograd.grad(score(image).mean(), image)
@@ -172,7 +172,7 @@ def test_drtune_differs_from_true_backpropagation():
 
 
 def test_early_stop_shows_the_one_jump_image():
-    model, table = TinyNet(), step_table(make_scheduler(), 5)
+    model, table = TinyNet(), step_table(default_scheduler(), 5)
     seen = set()
     for seed in range(12):
         model.calls.clear()
@@ -218,7 +218,7 @@ def test_only_trained_calls_build_a_graph(estimator, with_graph):
 
 
 def test_draft_lv_averages_renoised_last_steps():
-    model, noise, table = TinyNet(), start(), step_table(make_scheduler(), 5)
+    model, noise, table = TinyNet(), start(), step_table(default_scheduler(), 5)
     result = run(model, "draft-lv", noise, copies=3, seed=7)
     assert result.copies == 3 and result.latents.shape == (3 * BATCH, *noise.shape[1:])
     first = run(model, "draft-k", noise, trained_steps=1)
@@ -352,6 +352,14 @@ def test_a_reward_rises_on_the_leash():
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.05 and result.kl.max() < 1
 
 
+def test_early_stop_least_keeps_away_from_the_end():
+    "m = T and least 3 of 5: only the first three steps are ever the last one that runs, and the first alone is enough for an image."
+    results = [run(TinyNet(), "refl", seed=n, early_stop=5, early_stop_least=3) for n in range(30)]
+    assert {r.early_stop_index for r in results} == {0, 1, 2} and all(r.trained_indices == (r.early_stop_index,) for r in results)
+    always = run(TinyNet(), "drtune", trained_steps=1, early_stop=5, early_stop_least=5)
+    assert always.early_stop_index == 0 and always.trained_indices == (0,)
+
+
 # ---- errors: one clear sentence each ----
 
 BAD_SETTINGS = [
@@ -361,9 +369,10 @@ BAD_SETTINGS = [
     (dict(estimator="alignprop", trained_steps=9), r"trained_steps is 9"),
     (dict(estimator="drtune", trained_steps=6), r"trained_steps is 6.*1 to 4"),
     (dict(estimator="drtune", trained_steps=5, early_stop=2), r"trained_steps is 5.*runs only 4"),
-    (dict(estimator="drtune", early_stop=5), r"early_stop is 5.*1 to 4"),
+    (dict(estimator="drtune", early_stop=6), r"early_stop is 6.*1 to 5"),
+    (dict(estimator="drtune", early_stop=2, early_stop_least=3), r"early_stop_least is 3.*1 to 2"),
     (dict(estimator="drtune", early_stop=0), r"early_stop is 0"),
-    (dict(estimator="refl", early_stop=5), r"early_stop is 5"),
+    (dict(estimator="refl", early_stop=6), r"early_stop is 6"),
     (dict(estimator="draft-lv", copies=0), r"copies is 0"),
     (dict(eta=-0.1), r"eta is -0.1"),
     (dict(eta=float("nan")), r"eta is nan"),
@@ -379,7 +388,7 @@ BAD_SETTINGS = [
 def test_bad_settings(settings, sentence):
     settings = {"num_inference_steps": 5, "early_stop": 2, "estimator": "drtune", "noise": start()} | settings
     with pytest.raises(ValueError, match=sentence) as caught:
-        rollout(TinyNet(), make_scheduler(), **settings)
+        rollout(TinyNet(), default_scheduler(), **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -414,7 +423,7 @@ def test_a_scheduler_of_another_kind():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [4, 5, 10, 20, 40, 50])
 def test_good_schedulers_pass_and_end_on_the_image(prediction_type, steps):
-    table = check_scheduler(make_scheduler(prediction_type), steps)
+    table = check_scheduler(default_scheduler(prediction_type), steps)
     assert (table.keep[-1], table.gain[-1]) == pytest.approx((table.image_keep[-1], table.image_gain[-1]), abs=1e-12)
     assert table.timesteps[0] == 999 and abs(table.gain[-1]) > 0.1
 
@@ -425,11 +434,6 @@ def test_good_schedulers_pass_and_end_on_the_image(prediction_type, steps):
 @pytest.fixture(scope="module")
 def multiview():
     "(predict bound to a network, network, condition, noise (B, D, V, 4, h, w)), all float64."
-    if importlib.util.find_spec("drpose.multiview") is None:
-        pytest.skip("drpose.multiview is not there")
-    from drpose.multiview import Condition, predict, tiny_prompt_embeds
-    from drpose.multiview_unet import MultiViewUNet
-
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = MultiViewUNet(
@@ -445,16 +449,16 @@ def multiview():
 
 
 def test_multiview_full_gradient_equals_finite_differences(multiview):
-    predict, unet, _, noise = multiview
+    bound, unet, _, noise = multiview
     settings = dict(num_inference_steps=4)
-    exact = gradient(unet, rollout(predict, make_scheduler(), noise, "draft-k", trained_steps=4, **settings))
+    exact = gradient(unet, rollout(bound, default_scheduler(), noise, "draft-k", trained_steps=4, **settings))
     weights = nn.utils.parameters_to_vector(unet.parameters()).detach()
     direction = torch.randn(len(weights), generator=seeded(0), dtype=torch.float64)
     direction, values, step = direction / direction.norm(), [], 1e-5
     for sign in (1, -1):
         nn.utils.vector_to_parameters(weights + sign * step * direction, unet.parameters())
         with torch.no_grad():
-            values.append(score(rollout(predict, make_scheduler(), noise, "full", **settings).latents).mean().item())
+            values.append(score(rollout(bound, default_scheduler(), noise, "full", **settings).latents).mean().item())
     nn.utils.vector_to_parameters(weights, unet.parameters())
     measured = (values[0] - values[1]) / (2 * step)
     assert abs((exact @ direction).item() - measured) < 1e-6 * abs(measured)
@@ -462,21 +466,18 @@ def test_multiview_full_gradient_equals_finite_differences(multiview):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_multiview_kl_starts_at_zero_and_checkpointing_is_exact(multiview, dtype):
-    from drpose.multiview import Condition
-    from drpose.multiview import predict as ask
-
     _, unet, condition, noise = multiview
     unet, frozen = copy.deepcopy(unet).to(dtype), copy.deepcopy(unet).to(dtype).requires_grad_(False)
     assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), frozen.parameters()))
     condition = Condition(condition.condition_latents.to(dtype), condition.class_labels.to(dtype), condition.prompt_embeds.to(dtype))
-    def predict(sample, timestep):
-        return ask(unet, sample, timestep, condition)
+    def own_predict(sample, timestep):
+        return predict(unet, sample, timestep, condition)
     def run_it(base_predict, checkpoint_steps=False):
-        return rollout(predict, make_scheduler(), noise.to(dtype), "drtune", 4, early_stop=2, generator=seeded(2), base_predict=base_predict, checkpoint_steps=checkpoint_steps)
-    same = run_it(predict)
+        return rollout(own_predict, default_scheduler(), noise.to(dtype), "drtune", 4, early_stop=2, generator=seeded(2), base_predict=base_predict, checkpoint_steps=checkpoint_steps)
+    same = run_it(own_predict)
     assert same.kl.tolist() == [0.0, 0.0] and same.latents.shape == noise.shape
     def base_predict(sample, timestep):
-        return ask(frozen, sample, timestep, condition)
+        return predict(frozen, sample, timestep, condition)
     assert run_it(base_predict).kl.max() < 1e-11            # a copy elsewhere in memory: MKL's sums may round differently
     with torch.no_grad():
         for weights in frozen.parameters():
@@ -487,10 +488,8 @@ def test_multiview_kl_starts_at_zero_and_checkpointing_is_exact(multiview, dtype
 
 
 def test_multiview_full_rollout_is_what_the_pipeline_samples(multiview):
-    from drpose.multiview import denoise
-
-    predict, unet, condition, noise = multiview
+    bound, unet, condition, noise = multiview
     with torch.no_grad():
-        ours = rollout(predict, make_scheduler(), noise, "full", num_inference_steps=5).latents
-        theirs = denoise(unet, make_scheduler(), condition, noise, 5)
+        ours = rollout(bound, default_scheduler(), noise, "full", num_inference_steps=5).latents
+        theirs = denoise(unet, default_scheduler(), condition, noise, 5)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)      # diffusers' noise levels are float32
