@@ -46,10 +46,10 @@ def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
         layers_per_block=config.layers_per_block, latent_channels=4, norm_num_groups=4, sample_size=64, mid_block_add_attention=False, scaling_factor=1.0,
     )
 
-# %% ../nbs/10b_pretraining.ipynb #241fa770
+# %% ../nbs/10b_pretraining.ipynb #8ede154b
 def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     "A square of `size` pixels around a random figure pixel of each image, (N, 3, H, W) -> (N, 3, size, size)."
-    figure = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-3  # never all zero, or nothing could be drawn
+    figure = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-6  # never all zero, or nothing could be drawn
     middle = torch.multinomial(figure, 1, generator=generator).squeeze(1)
     height, width = images.shape[-2:]
     top = (middle // width - size // 2).clamp(0, height - size).tolist()

@@ -32,15 +32,15 @@ _all_ = ["train_autoencoder", "train_base", "train_skeleton_predictor"]
 
 # %% auto #0
 __all__ = ['OTHER_LAYERS', 'embedded_models', 'PostTrainConfig', 'PairConditions', 'condition_pairs', 'prepare_weights',
-           'adapters_off', 'PostTrainLoss', 'PostTrainResult', 'posttrain', 'train_autoencoder', 'train_base',
-           'train_skeleton_predictor']
+           'adapters_off', 'HandOver', 'check_handover', 'PostTrainLoss', 'PostTrainResult', 'posttrain',
+           'train_autoencoder', 'train_base', 'train_skeleton_predictor']
 
 # %% ../nbs/10c_training.ipynb #2b781f2f
 def embedded_models() -> Path:
     "Folder of the shipped tiny world: pipeline/ (base model and autoencoder), predictor/ (gives the reward) and judge/ (only measures)."
     return Path(str(resources.files("drpose"))) / "assets" / "tiny"
 
-# %% ../nbs/10c_training.ipynb #af93a2d7
+# %% ../nbs/10c_training.ipynb #027672ed
 @dataclass
 class PostTrainConfig(LoopConfig):
     "Settings of `posttrain`; every field is a papermill parameter."
@@ -51,6 +51,7 @@ class PostTrainConfig(LoopConfig):
     trained_steps: int = 2  # K
     early_stop: int = 4  # m: the chain stops at one of its last m steps
     early_stop_least: int = 1  # but no nearer to its end than this; 1 = the method as published
+    base_below: int = 0  # timesteps below this one are drawn by the frozen base (chapter section "hand-over"); 0 = the tuned network draws to the end
     reward_form: str = "maps"  # "maps" (the paper's cross-entropy) or "transport"; see chapter posescore
     kl_weight: float = 0.3  # w_KL
     spatial_weight: float = SPATIAL_WEIGHT  # share of the spatial cross-entropy in the reward
@@ -121,7 +122,33 @@ def adapters_off(unet: MultiViewUNet) -> Iterator[None]:
     finally:
         unet.enable_adapters()
 
-# %% ../nbs/10c_training.ipynb #dee4b9ee
+# %% ../nbs/10c_training.ipynb #0ba7c6a2
+class HandOver:
+    "The tuned network for noisy timesteps, the base (None: the same network with its adapters off) below `base_below`; call it like a U-Net in a sampling loop."
+
+    def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, base_below: int):
+        self.unet, self.base, self.base_below = unet, base, base_below
+
+    def __call__(self, sample: Tensor, timestep: Tensor, *args, **kwargs):
+        "The answer of whoever draws this timestep; ValueError if a batch mixes both sides."
+        late = torch.as_tensor(timestep) < self.base_below
+        if not late.any():
+            return self.unet(sample, timestep, *args, **kwargs)
+        if not late.all():
+            raise ValueError(f"HandOver was given timesteps on both sides of base_below = {self.base_below}; a sampling step has one timestep")
+        if self.base is not None:
+            return self.base(sample, timestep, *args, **kwargs)
+        with adapters_off(self.unet):
+            return self.unet(sample, timestep, *args, **kwargs)
+
+
+def check_handover(timesteps: tuple[int, ...], config: PostTrainConfig) -> None:
+    "ValueError if a step that may be trained is drawn by the base, where it would get no gradient."
+    last = len(timesteps) - (config.early_stop_least if config.estimator in ("drtune", "refl") else 1)
+    if timesteps[last] < config.base_below:
+        raise ValueError(f"base_below is {config.base_below}, but {config.estimator} may train step {last + 1} of {len(timesteps)} at timestep {timesteps[last]}, which the base would draw; use base_below <= {timesteps[last]} or a larger early_stop_least")
+
+# %% ../nbs/10c_training.ipynb #4b71ed88
 class PostTrainLoss(nn.Module):
     "Reward and KL loss of one step of post-training."
 
@@ -129,6 +156,7 @@ class PostTrainLoss(nn.Module):
         super().__init__()
         self.unet, self.score, self.config = unet, score, config
         self.frozen = [base]  # in a list: not a submodule, so it is neither wrapped nor counted as trainable
+        self.drawing = HandOver(unet, base, config.base_below)
         self.scheduler, self.data, self.prompt_embeds, self.rig = scheduler, data, prompt_embeds, rig.resized(data.photos.shape[-1])
 
     def _base_predict(self, sample: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
@@ -145,7 +173,7 @@ class PostTrainLoss(nn.Module):
         noise = torch.stack([torch.randn(shape, generator=seeded_generator(config.seed, step, slot, "noise")) for slot in range(config.batch_size)])
         condition = Condition(self.data.photos[chosen], self.data.descriptors[chosen], self.prompt_embeds)
         run = rollout(
-            lambda sample, timestep: predict(self.unet, sample, timestep, condition), self.scheduler, noise,
+            lambda sample, timestep: predict(self.drawing, sample, timestep, condition), self.scheduler, noise,
             config.estimator, config.num_inference_steps, config.trained_steps, config.early_stop,
             early_stop_least=config.early_stop_least,
             generator=seeded_generator(config.seed, step, "plan"),
@@ -156,12 +184,13 @@ class PostTrainLoss(nn.Module):
         kl = run.kl.mean()
         return (1 - reward) + config.kl_weight * kl, {"reward": reward, "kl": kl}
 
-# %% ../nbs/10c_training.ipynb #cfb4bf3c
+# %% ../nbs/10c_training.ipynb #7d9101dd
 @dataclass
 class PostTrainResult:
-    "The tuned network (EMA weights in place), what the loop did, and where the adapter (None for full weights) lies."
+    "The tuned network (EMA weights in place), what to call when sampling (it hands over to the base), what the loop did, and where the adapter (None for full weights) lies."
 
     unet: MultiViewUNet
+    drawing: HandOver
     loop: LoopResult
     adapter: Path | None
 
@@ -170,7 +199,7 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     """Post-train `unet` so that what it draws from each photo shows the pose in it (DrPose, section on post-training).
 
     Resumes from `run_path` if a run with the same settings was interrupted there. Raises ValueError for settings or a scheduler that cannot work."""
-    check_scheduler(scheduler, config.num_inference_steps)
+    check_handover(check_scheduler(scheduler, config.num_inference_steps).timesteps, config)
     if len(data) == 0:
         raise ValueError("posttrain was given no image-pose pairs, but needs at least one")
     run = RunDirectory(run_path, config)
@@ -184,4 +213,4 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
         save_lora(unet, adapter)
     else:
         unet.save_pretrained(run.path / "unet")
-    return PostTrainResult(unet.requires_grad_(False), result, adapter)
+    return PostTrainResult(unet.requires_grad_(False), loss.drawing, result, adapter)

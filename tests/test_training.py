@@ -15,6 +15,7 @@ import tiny_parts
 import torch
 from safetensors.torch import load_file
 
+from drpose.multiview import Condition, predict
 from drpose.posescore import PoseScore
 from drpose.runs import RunDirectory
 from drpose.training import PairConditions, PostTrainLoss, adapters_off, posttrain, prepare_weights
@@ -85,6 +86,29 @@ def test_adapters_are_on_again_after_an_error():
     loss, _ = module(0)
     loss.backward()
     assert any(parameter.grad is not None for parameter in module.unet.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("rank", [2, 0])
+def test_base_draws_what_it_was_handed(tmp_path, rank):
+    "Below base_below the answer is the start model's, bit for bit; above, the tuned network's; and the adapters are on again."
+    start, scheduler, predictor, data, prompts, rig = tiny_parts.parts()
+    config = tiny_parts.config(lora_rank=rank, early_stop=4, early_stop_least=3, trained_steps=1, base_below=500)
+    result = posttrain(config, tiny_parts.unet(0), scheduler, predictor, data, prompts, rig, tmp_path)
+    sample, condition = torch.randn(2, 2, 4, 4, 8, 8), Condition(data.photos[:2], data.descriptors[:2], prompts)
+    with torch.no_grad():
+        for timestep, owner in ((249, start), (499, start), (500, result.unet), (999, result.unet)):
+            drawn = predict(result.drawing, sample, torch.tensor(timestep), condition)
+            assert torch.equal(drawn, predict(owner, sample, torch.tensor(timestep), condition))
+        assert not torch.equal(predict(start, sample, torch.tensor(999), condition), predict(result.drawing, sample, torch.tensor(999), condition))
+        with pytest.raises(ValueError, match="both sides of base_below = 500"):
+            predict(result.drawing, sample, torch.tensor([[499, 499], [999, 999]]), condition)
+
+
+def test_a_step_the_base_draws_cannot_be_trained(tmp_path):
+    "4 steps stand at 999, 749, 499, 249: stopping at the last but one may train 499."
+    with pytest.raises(ValueError, match="base_below is 500, but drtune may train step 3 of 4 at timestep 499"):
+        posttrain(tiny_parts.config(early_stop=3, early_stop_least=2, base_below=500), *tiny_parts.parts(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_network_checkpointing_changes_nothing():

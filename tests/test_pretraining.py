@@ -1,0 +1,64 @@
+"""What the tiny world's own models learn from: cut-outs, timestep weights, one-step estimates (drpose.pretraining)."""
+
+import pytest
+import tiny_parts
+import torch
+
+from drpose.dataset import LatentSet
+from drpose.multiview import default_scheduler, tiny_prompt_embeds
+from drpose.pretraining import AutoencoderConfig, AutoencoderLoss, BaseConfig, BaseLoss, cut_out, estimate_latents, new_autoencoder
+
+
+def latents(count=4):
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(count, *shape, generator=draw) for shape in ((2, 4, 4, 8, 8), (4, 8, 8), (12,), (23, 3))]
+    return LatentSet(*parts, torch.ones(count))
+
+
+def test_cut_outs_lie_inside_the_image_and_show_the_figure():
+    images = torch.full((50, 3, 64, 64), 255, dtype=torch.uint8)
+    corners = [(0, 0), (60, 60), (5, 58), (30, 31), (63, 2)]
+    for n in range(50):
+        row, column = corners[n % 5]
+        images[n, :, row : row + 3, column : column + 3] = torch.tensor([10, n, 200], dtype=torch.uint8)[:, None, None]
+    images[:, :, 0, 0] = 255  # the corner pixel tells the background
+    found = cut_out(images, 32, torch.Generator().manual_seed(0))
+    assert found.shape == (50, 3, 32, 32) and found.dtype == torch.uint8
+    for n in range(50):
+        assert (found[n, 1] == n).any() or n % 5 == 0 and (found[n, 0] == 10).any()
+
+
+def test_an_empty_image_can_be_cut_too():
+    assert cut_out(torch.full((2, 3, 16, 16), 255, dtype=torch.uint8), 8, torch.Generator()).shape == (2, 3, 8, 8)
+
+
+def test_background_weight_is_the_same_on_cut_outs():
+    "A cut-out wholly inside the figure has no background pixel; it must still count as figure, not as background."
+    images = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    images[:, :, 0, 0] = 255
+    config = AutoencoderConfig(batch_size=2, crop=8)
+    module = AutoencoderLoss(new_autoencoder(config), images, config)
+    module.vae.decode = lambda z: type("Decoded", (), {"sample": torch.ones(2, 3, 8, 8)})()
+    loss = (module(0)[0] - config.kl_weight * module(0)[1]["kl"]).item()
+    assert loss == pytest.approx(3 * (1 + 0.1), rel=1e-4)  # every pixel off by one, every weight three
+
+
+@pytest.mark.parametrize("gamma, share", [(0.0, 1.0), (5.0, None)])
+def test_timestep_weights(gamma, share):
+    "Without Min-SNR the loss is the plain velocity error; with it, less."
+    module = BaseLoss(tiny_parts.unet(0), default_scheduler(), latents(), tiny_prompt_embeds(dim=8), BaseConfig(batch_size=3, snr_gamma=gamma))
+    with torch.no_grad():
+        loss, parts = module(0)
+    assert loss.item() == pytest.approx(parts["mse"].item(), rel=1e-6) if share else loss < 0.9 * parts["mse"]
+
+
+def test_negative_gamma_is_refused():
+    with pytest.raises(ValueError, match="'snr_gamma' is -1"):
+        BaseConfig(snr_gamma=-1.0)
+
+
+def test_estimates_keep_their_labels_and_repeat():
+    data, unet = latents(), tiny_parts.unet(0)
+    once, again = (estimate_latents(unet, default_scheduler(), data, tiny_prompt_embeds(dim=8), seed=3) for _ in range(2))
+    assert torch.equal(once.joints, data.joints) and torch.equal(once.latents, again.latents)
+    assert not torch.equal(once.latents.float(), data.latents) and once.latents.isfinite().all()
