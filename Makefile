@@ -56,9 +56,9 @@ demo: setup
 test: setup
 	@$(ENV_PYTHON) -m pytest -q --durations=10 $(PYTEST_ARGS) tests
 
-# Each job resumes where it was stopped. The order matters: the readers and the base learn on the autoencoder's latents.
+# Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the judge measures the base, and the reader that rewards learns from the base's guesses too.
 weights: setup
-	@set -e; for job in "train_autoencoder train_autoencoder" "train_autoencoder finish_autoencoder" "train_skeleton_predictor train_predictor" "train_skeleton_predictor train_judge" "train_base train_base"; do \
+	@set -e; for job in "train_autoencoder train_autoencoder" "train_autoencoder finish_autoencoder" "train_skeleton_predictor train_judge" "train_base train_base" "train_skeleton_predictor train_predictor"; do \
 		set -- $$job; mkdir -p outputs/tiny; \
 		$(ENV_PYTHON) -m papermill nbs/runs/$$1.ipynb outputs/tiny/$$2.ipynb -f nbs/runs/configs/$$2.yaml --cwd nbs/runs -k python3 --log-output --no-progress-bar; done
 	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny

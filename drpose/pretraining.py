@@ -197,7 +197,7 @@ class PredictorLoss(nn.Module):
         bce, spatial = bce_excess(logits, target).mean(), spatial_excess(logits, target).mean()
         return bce + SPATIAL_WEIGHT * spatial, {"bce_excess": bce, "spatial": spatial}
 
-# %% ../nbs/10b_pretraining.ipynb #30c054e1
+# %% ../nbs/10b_pretraining.ipynb #44060e36
 def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory, estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None) -> tuple[SkeletonPredictor, LoopResult]:
     "Train a reader on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an earlier one. Returns it with its EMA weights."
     if predictor is None:
@@ -208,7 +208,7 @@ def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: View
 
 
 @torch.no_grad()
-def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, seed: int, highest_timestep: int = 700, batch_size: int = 32) -> LatentSet:
+def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, seed: int, highest_timestep: int = 1000, batch_size: int = 32) -> LatentSet:
     "What the base model guesses in one step from noised latents of `data` at random timesteps below `highest_timestep`; joints are kept."
     guesses = []
     for start in range(0, len(data), batch_size):
