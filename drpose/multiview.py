@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'LIBRARIES', 'encode_images', 'decode_latents', 'tiny_prompt
            'pictures_tensor', 'photo_tensor', 'on_white', 'PromptTable', 'MultiViewImages', 'unmirror', 'pil_images',
            'check_parts', 'photo_condition', 'check_pipeline_folder', 'check_part', 'check_call', 'MultiViewPipeline']
 
-# %% ../nbs/07b_multiview_pipeline.ipynb #21901fbf
+# %% ../nbs/07b_multiview_pipeline.ipynb #b282858a
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from .model_files import CheckedModel, check_model_folder, means_hub, read_config, weight_shapes
-from .multiview_unet import NUM_DOMAINS, MultiViewUNet
+from .multiview_unet import NUM_DOMAINS, HandOver, MultiViewUNet
 from pathlib import Path
 from PIL import Image
 from torch import Tensor
@@ -325,7 +325,7 @@ def check_call(pipeline, num_inference_steps: int, output_type: str) -> None:
     if pipeline.config.descriptor == "clip" or pipeline.unet.config.face_view:
         raise NotImplementedError('only descriptor "pooled" without a face view can be run so far; CLIP embeddings and face crops are not read yet.')
 
-# %% ../nbs/07b_multiview_pipeline.ipynb #68ce3649
+# %% ../nbs/07b_multiview_pipeline.ipynb #60ab57d8
 class MultiViewPipeline(DiffusionPipeline):
     "One photo to normals and colours from all views. `save_pretrained` and `from_pretrained` keep every part."
 
@@ -352,9 +352,10 @@ class MultiViewPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(self, image, num_inference_steps: int = 20, guidance_scale: float = 1.0, eta: float = 0.0, generator=None,
-                 latents: Tensor | None = None, output_type: str = "pt", return_dict: bool = True):
+                 latents: Tensor | None = None, output_type: str = "pt", return_dict: bool = True, base_below: int = 0):
         """Normals and colours of every view for one photo or several (see `photo_tensor` for what `image` may be).
-        `generator`: one, or one per photo; `latents`: starting noise (B, D, V, 4, h, w) in place of a draw; `output_type`: "pt", "pil" or "latent"."""
+        `generator`: one, or one per photo; `latents`: starting noise (B, D, V, 4, h, w) in place of a draw; `output_type`: "pt", "pil" or "latent";
+        `base_below`: timesteps below this are drawn with the adapters off (as the adapter was trained, see its run's config.json)."""
         check_call(self, num_inference_steps, output_type)
         config, scale = self.unet.config, 2 ** (len(self.vae.config.block_out_channels) - 1)      # pixels per latent cell
         photo = photo_tensor(image, config.sample_size * scale)
@@ -365,7 +366,8 @@ class MultiViewPipeline(DiffusionPipeline):
         elif not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
             raise ValueError(f"latents must have shape {shape}, found {tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__}.")
         with self.progress_bar(total=num_inference_steps) as bar:
-            latents = denoise(self.unet, self.scheduler, condition, latents, num_inference_steps, guidance_scale, eta, generator,
+            drawing = HandOver(self.unet, None, base_below) if base_below else self.unet
+            latents = denoise(drawing, self.scheduler, condition, latents, num_inference_steps, guidance_scale, eta, generator,
                               on_step=lambda index, latents: bar.update())
         images = latents if output_type == "latent" else unmirror(decode_latents(self.vae, latents), self.config.mirrored)
         images = pil_images(images) if output_type == "pil" else images

@@ -6,11 +6,13 @@
 __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', 'domain_attention', 'row_attention',
            'MultiViewBlock', 'MultiViewTransformer', 'Stage', 'MiddleStage', 'DownStage', 'UpStage', 'check_config',
            'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet',
-           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora']
+           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora', 'adapters_off', 'HandOver']
 
-# %% ../nbs/07a_multiview_unet.ipynb #69b759f9
+# %% ../nbs/07a_multiview_unet.ipynb #0dbebc0b
 import torch
 import torch.nn.functional as F
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
@@ -402,3 +404,32 @@ def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
     if adapter not in getattr(unet, "peft_config", {}):
         raise ValueError(f"{folder}/{LORA_FILE} has no weights that fit this network.")
     unet.enable_adapters()      # adapters that were switched off before would leave the new one off as well
+
+# %% ../nbs/07a_multiview_unet.ipynb #77df4d93
+@contextmanager
+def adapters_off(unet: MultiViewUNet) -> Iterator[None]:
+    "Inside, `unet` behaves as the frozen base; afterwards the adapters are on again, trainable, whatever happened."
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+class HandOver:
+    "The tuned network for noisy timesteps, the base (None: the same network with its adapters off) below `base_below`; call it like a U-Net in a sampling loop."
+
+    def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, base_below: int):
+        self.unet, self.base, self.base_below = unet, base, base_below
+
+    def __call__(self, sample: Tensor, timestep: Tensor, *args, **kwargs):
+        "The answer of whoever draws this timestep; ValueError if a batch mixes both sides."
+        late = torch.as_tensor(timestep) < self.base_below
+        if not late.any():
+            return self.unet(sample, timestep, *args, **kwargs)
+        if not late.all():
+            raise ValueError(f"HandOver was given timesteps on both sides of base_below = {self.base_below}; a sampling step has one timestep")
+        if self.base is not None:
+            return self.base(sample, timestep, *args, **kwargs)
+        with adapters_off(self.unet):
+            return self.unet(sample, timestep, *args, **kwargs)

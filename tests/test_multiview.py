@@ -314,6 +314,18 @@ def test_face_view_needs_sides_divisible_by_three():
         unet(**rows(views=3, side=8))
 
 
+def test_pipeline_hands_the_late_steps_to_the_base():
+    "base_below above all timesteps gives the base's picture, 0 the adapter's, 500 neither; and the adapter is on again afterwards."
+    pipeline, photo = tiny_pipeline(), torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    def draw(**settings):
+        return pipeline(photo, num_inference_steps=4, generator=seeds(5), output_type="latent", **settings).images
+    base = draw()
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=lora_targets(1), init_lora_weights=False))
+    tuned, mixed = draw(), draw(base_below=500)
+    assert torch.equal(draw(base_below=1001), base) and torch.equal(draw(), tuned)
+    assert not any(torch.equal(a, b) for a, b in ((base, tuned), (base, mixed), (tuned, mixed)))
+
+
 @pytest.mark.parametrize("change, sentence", [
     (dict(attention_head_dim=3), "attention_head_dim"),
     (dict(attention_head_dim=(1, 2, 4)), "attention_head_dim"),

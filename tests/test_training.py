@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from drpose.multiview import Condition, predict
+from drpose.multiview_unet import adapters_off
 from drpose.posescore import PoseScore
 from drpose.runs import RunDirectory
-from drpose.training import PairConditions, PostTrainLoss, adapters_off, posttrain, prepare_weights
+from drpose.training import PairConditions, PostTrainLoss, posttrain, prepare_weights
 
 
 def base_tensors(unet):
