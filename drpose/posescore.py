@@ -19,9 +19,9 @@ from .model_files import CheckedModel
 from .rendering import skeleton_maps
 
 # %% auto #0
-__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'REWARD_FORMS', 'ReaderBlock', 'view_features', 'check_latents',
-           'SkeletonPredictor', 'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess',
-           'map_distance', 'transport_distance', 'PoseScore']
+__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'TRANSPORT_REACH', 'REWARD_FORMS', 'ReaderBlock', 'view_features',
+           'check_latents', 'SkeletonPredictor', 'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess',
+           'spatial_excess', 'map_distance', 'transport_distance', 'PoseScore']
 
 # %% ../nbs/08_posescore.ipynb #f1c2b138
 class ReaderBlock(nn.Module):
@@ -168,16 +168,19 @@ def map_distance(logits: Tensor, target: Tensor, spatial_weight: float = SPATIAL
         distance = distance + perceptual_weight * perceptual(logits.sigmoid(), target)
     return distance
 
-# %% ../nbs/08_posescore.ipynb #de17b21e
+# %% ../nbs/08_posescore.ipynb #e4f9bf9f
+TRANSPORT_REACH = 3 / 16  # tau, sides of the frame: a third of a standing body's height in the tiny world
+
+
 def transport_distance(logits: Tensor, points: Tensor) -> Tensor:
-    """Mean cost of moving each read map onto its true point, (B, V) >= 0; 4 for a joint that is a whole frame away.
+    """Mean cost of moving each read map onto its true point, (B, V) in [0, 1): one half where a joint is TRANSPORT_REACH away.
 
     `logits` (B, V, J, h, w); `points` (B, V, J, 2), x then y, in pixels of the (square) map, cell centres at half-integers as in `ViewRig`."""
     size = logits.shape[-1]
     axis = (torch.arange(size, device=logits.device, dtype=logits.dtype) + 0.5) / size
     column, row = (points / size).unbind(-1)
     squared = (axis - column[..., None]).square()[..., None, :] + (axis - row[..., None]).square()[..., :, None]
-    cost = 4 * ((squared + 1 / 256).sqrt() - 1 / 16)
+    cost = squared / (squared + TRANSPORT_REACH**2)
     return (logits.flatten(-2).softmax(-1) * cost.flatten(-2)).sum(-1).mean(-1)
 
 # %% ../nbs/08_posescore.ipynb #a2d5c412

@@ -126,8 +126,8 @@ def test_transport_is_the_mean_cost_of_moving_the_map():
             x, y = (points[0, view, joint] / 8).tolist()
             for row in range(8):
                 for column in range(8):
-                    distance = ((((column + 0.5) / 8 - x) ** 2 + ((row + 0.5) / 8 - y) ** 2) + 1 / 256) ** 0.5 - 1 / 16
-                    total += 4 * share[row, column].item() * distance / 3
+                    distance = ((column + 0.5) / 8 - x) ** 2 + ((row + 0.5) / 8 - y) ** 2
+                    total += share[row, column].item() * distance / (distance + (3 / 16) ** 2) / 3
         assert abs(found[0, view].item() - total) < 1e-12
 
 
