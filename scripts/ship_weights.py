@@ -48,6 +48,10 @@ def main(source: Path) -> None:
         SkeletonPredictor.from_pretrained(source / name / "predictor").half().save_pretrained(target / name)
     for name, folder in (("autoencoder", target / "pipeline" / "vae"), ("base", target / "pipeline"), ("predictor", target / "predictor"), ("judge", target / "judge")):
         (folder / "README.md").write_text(card(name, source / name))
+    for path in target.rglob("*.json"):  # where a model was loaded from concerns nobody else
+        settings = json.loads(path.read_text())
+        if settings.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(settings, indent=2) + "\n")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 2**20:.1f} MB")
 
