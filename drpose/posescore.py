@@ -169,7 +169,7 @@ def map_distance(logits: Tensor, target: Tensor, spatial_weight: float = SPATIAL
     return distance
 
 # %% ../nbs/08_posescore.ipynb #e4f9bf9f
-TRANSPORT_REACH = 3 / 16  # tau, sides of the frame: a third of a standing body's height in the tiny world
+TRANSPORT_REACH = 3 / 16  # tau, sides of the frame: about a fifth of a standing body's height in the tiny world
 
 
 def transport_distance(logits: Tensor, points: Tensor) -> Tensor:
