@@ -6,9 +6,10 @@
 __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', 'domain_attention', 'row_attention',
            'MultiViewBlock', 'MultiViewTransformer', 'Stage', 'MiddleStage', 'DownStage', 'UpStage', 'check_config',
            'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet',
-           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora', 'adapters_off', 'HandOver']
+           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora', 'adapters_off', 'merged', 'HandOver']
 
-# %% ../nbs/07a_multiview_unet.ipynb #0dbebc0b
+# %% ../nbs/07a_multiview_unet.ipynb #3b4659a3
+import copy
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterator
@@ -405,7 +406,7 @@ def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
         raise ValueError(f"{folder}/{LORA_FILE} has no weights that fit this network.")
     unet.enable_adapters()      # adapters that were switched off before would leave the new one off as well
 
-# %% ../nbs/07a_multiview_unet.ipynb #77df4d93
+# %% ../nbs/07a_multiview_unet.ipynb #b112c662
 @contextmanager
 def adapters_off(unet: MultiViewUNet) -> Iterator[None]:
     "Inside, `unet` behaves as the frozen base; afterwards the adapters are on again, trainable, whatever happened."
@@ -416,11 +417,26 @@ def adapters_off(unet: MultiViewUNet) -> Iterator[None]:
         unet.enable_adapters()
 
 
+def merged(unet: MultiViewUNet) -> MultiViewUNet:
+    "A copy with its adapters folded into the weights: the same answers up to rounding, without the adapters' extra multiplications. For sampling."
+    copied = copy.deepcopy(unet)
+    copied.fuse_lora()
+    copied.unload_lora()
+    return copied.requires_grad_(False)
+
+
 class HandOver:
     "The tuned network for noisy timesteps, the base (None: the same network with its adapters off) below `base_below`; call it like a U-Net in a sampling loop."
 
     def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, base_below: int):
         self.unet, self.base, self.base_below = unet, base, base_below
+
+    def start(self, *args, **kwargs):
+        "The base's answer at any timestep."
+        if self.base is not None:
+            return self.base(*args, **kwargs)
+        with adapters_off(self.unet):
+            return self.unet(*args, **kwargs)
 
     def __call__(self, sample: Tensor, timestep: Tensor, *args, **kwargs):
         "The answer of whoever draws this timestep; ValueError if a batch mixes both sides."
@@ -429,7 +445,4 @@ class HandOver:
             return self.unet(sample, timestep, *args, **kwargs)
         if not late.all():
             raise ValueError(f"HandOver was given timesteps on both sides of base_below = {self.base_below}; a sampling step has one timestep")
-        if self.base is not None:
-            return self.base(sample, timestep, *args, **kwargs)
-        with adapters_off(self.unet):
-            return self.unet(sample, timestep, *args, **kwargs)
+        return self.start(sample, timestep, *args, **kwargs)

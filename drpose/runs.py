@@ -180,37 +180,39 @@ class _Progress:
         shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{self.name} step {step}/{self.total} {shown}", flush=True)
 
-# %% ../nbs/10a_runs.ipynb #4dbaebc2
-def _state(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel | None, skipped: int) -> dict[str, Any]:
+# %% ../nbs/10a_runs.ipynb #b1ab5aa2
+def _state(parameters: list[nn.Parameter], carried: list[Tensor], optimizer: torch.optim.Optimizer, ema: EMAModel | None, skipped: int) -> dict[str, Any]:
     average = None if ema is None else {"shadow": list(ema.shadow_params), "steps": ema.optimization_step}
-    return {"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "ema": average, "skipped": skipped}
+    return {"parameters": [p.detach() for p in parameters], "carried": carried, "optimizer": optimizer.state_dict(), "ema": average, "skipped": skipped}
 
 
-def _restore(state: dict[str, Any], parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, ema: EMAModel | None) -> None:
+def _restore(state: dict[str, Any], parameters: list[nn.Parameter], carried: list[Tensor], optimizer: torch.optim.Optimizer, ema: EMAModel | None) -> None:
     shapes = [tuple(p.shape) for p in state["parameters"]]
     if shapes != [tuple(p.shape) for p in parameters]:
         raise ValueError(f"the checkpoint holds {len(shapes)} tensors that do not match this model's {len(parameters)} trainable parameters")
     with torch.no_grad():
-        for parameter, saved in zip(parameters, state["parameters"]):
-            parameter.copy_(saved)
+        for tensor, saved in zip([*parameters, *carried], [*state["parameters"], *state["carried"]], strict=True):
+            tensor.copy_(saved)
     optimizer.load_state_dict(state["optimizer"])
     if ema is not None:
         ema.shadow_params = [p.clone() for p in state["ema"]["shadow"]]
         ema.optimization_step = state["ema"]["steps"]
 
-# %% ../nbs/10a_runs.ipynb #5757a170
+# %% ../nbs/10a_runs.ipynb #2b5038c8
 def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str = "train", accelerator: Accelerator | None = None, on_step: Callable[[int], None] | None = None) -> LoopResult:
     """Train the parameters of `loss_module` that require gradients; resumes from the run's checkpoint and ends with the EMA weights in place.
 
-    `loss_module(step)` returns `(loss, {name: tensor or float to log})`; it must draw its randomness from generators addressed by the step."""
+    `loss_module(step)` returns `(loss, {name: tensor or float to log})`; it must draw its randomness from generators addressed by the step.
+    What else it carries from step to step must be in buffers of its own (not of its parts): they are kept in the checkpoint."""
     accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
     parameters = [p for p in loss_module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    carried = list(accelerator.unwrap_model(loss_module).buffers(recurse=False))  # after prepare, which may have moved them
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
     state, first, skipped = run.resume(), 0, 0
     if state is not None:
-        _restore(state, parameters, optimizer, ema)
+        _restore(state, parameters, carried, optimizer, ema)
         first, skipped = state["step"], state["skipped"]
     progress, clock, step = _Progress(first, config.steps, name), _Clock(config.minutes, state["seconds"] if state else 0.0), first
     for step in range(first, config.steps):
@@ -234,7 +236,7 @@ def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name
             run.log(done, values)
             progress.line(done, values)
         if accelerator.is_main_process and (done % config.checkpoint_every == 0 or last):
-            run.save(done, _state(parameters, optimizer, ema, skipped) | {"seconds": clock.spent()})
+            run.save(done, _state(parameters, carried, optimizer, ema, skipped) | {"seconds": clock.spent()})
         if on_step is not None:
             on_step(done)
         if last:

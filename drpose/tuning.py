@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ESTIMATORS', 'Predict', 'StepTable', 'step_table', 'check_scheduler', 'step_coefficients', 'gradient_weights', 'Plan',
-           'spaced_steps', 'Rollout', 'rollout']
+           'spaced_steps', 'Rollout', 'rollout', 'walk_indices', 'WalkStep', 'walk_step']
 
 # %% ../nbs/09_tuning.ipynb #1bff519a
 import copy
@@ -210,8 +210,15 @@ def _planned(estimator: str, steps: int, trained_steps: int, early_stop: tuple[i
         raise ValueError(f"copies is {copies!r}; it must be a whole number, 1 or larger.")
     return Plan(plan.trained, plan.stop, plan.cut_input, copies)
 
-# %% ../nbs/09_tuning.ipynb #42537619
+# %% ../nbs/09_tuning.ipynb #ab134563
 Predict = Callable[[Tensor, Tensor], Tensor]   # (sample (B, ...), timestep ()) -> prediction, same shape as the sample
+
+
+def _checked(name: str, answer: Tensor, sample: Tensor) -> Tensor:
+    "The answer in the sample's precision (autocast may have made it bfloat16), if its shape is right."
+    if answer.shape != sample.shape:
+        raise ValueError(f"{name} returned shape {tuple(answer.shape)} for a sample of shape {tuple(sample.shape)}; the two must be equal.")
+    return answer.to(sample.dtype)
 
 
 @dataclass
@@ -240,19 +247,12 @@ class _Chain:
                 answer = checkpoint(self.predict, given, timestep, use_reentrant=False)
             else:
                 answer = self.predict(given, timestep)
-        answer = self.checked("predict", answer, sample)
+        answer = _checked("predict", answer, sample)
         if trained and self.base_predict is not None:
             with torch.no_grad():
-                base = self.checked("base_predict", self.base_predict(given.detach(), timestep), sample)
+                base = _checked("base_predict", self.base_predict(given.detach(), timestep), sample)
             self.gaps.append((answer - base).square().flatten(1).mean(1))
         return answer
-
-    @staticmethod
-    def checked(name: str, answer: Tensor, sample: Tensor) -> Tensor:
-        "The answer in the sample's precision (autocast may have made it bfloat16), if its shape is right."
-        if answer.shape != sample.shape:
-            raise ValueError(f"{name} returned shape {tuple(answer.shape)} for a sample of shape {tuple(sample.shape)}; the two must be equal.")
-        return answer.to(sample.dtype)
 
 # %% ../nbs/09_tuning.ipynb #576dc6ed
 def _advance(
@@ -328,3 +328,43 @@ def rollout(
     images = [sample] + [_finish_again(chain, sample) for _ in range(plan.copies - 1)]
     kl = torch.stack(chain.gaps).mean(0) if chain.gaps else noise.new_zeros(len(noise))
     return Rollout(torch.cat(images), kl, plan.trained, tuple(table.timesteps[i] for i in plan.trained), plan.stop, plan.copies)
+
+# %% ../nbs/09_tuning.ipynb #7a5e3b35
+def walk_indices(update: int, slots: int, chain: int) -> Tensor:
+    "The step (slots,), 0 = noisiest, that each of `slots` samples takes at update `update` (from 0), when chains are `chain` steps long."
+    offsets = torch.arange(slots) * chain // slots
+    return ((update + offsets) % chain).clamp(max=update)
+
+
+@dataclass(frozen=True)
+class WalkStep:
+    "One update's worth of a walk, for B samples."
+
+    latents: Tensor     # (B, D, V, 4, h, w) one-jump images with their graph: what the reward sees
+    kl: Tensor          # (B,) mean squared difference from the base; zeros without base_predict
+    following: Tensor   # (B, D, V, 4, h, w) the samples of the next update, without a graph
+
+
+def walk_step(
+    predict: Predict,                      # as in rollout, but the timestep is (B,), one for each sample
+    table: StepTable,                      # of check_scheduler; deterministic steps
+    samples: Tensor,                       # (B, D, V, 4, h, w)
+    indices: Tensor,                       # (B,) int64, which step each sample is at, 0 = noisiest
+    base_predict: Predict | None = None,   # the frozen start model; None = no KL
+    checkpoint_steps: bool = False,        # recompute the network call in the backward pass
+) -> WalkStep:
+    "Train one network call per sample, through the image seen from it in one jump, and move every sample one step on."
+    def numbers(column: tuple[float, ...]) -> Tensor:
+        return torch.tensor(column, dtype=samples.dtype)[indices].to(samples.device).reshape(-1, *[1] * (samples.ndim - 1))
+
+    samples, timesteps = samples.detach(), torch.tensor(table.timesteps)[indices].to(samples.device)
+    answer = checkpoint(predict, samples, timesteps, use_reentrant=False) if checkpoint_steps else predict(samples, timesteps)
+    answer = _checked("predict", answer, samples)
+    kl = samples.new_zeros(len(samples))
+    if base_predict is not None:
+        with torch.no_grad():
+            base = _checked("base_predict", base_predict(samples, timesteps), samples)
+        kl = (answer - base).square().flatten(1).mean(1)
+    image = numbers(table.image_keep) * samples + numbers(table.image_gain) * answer
+    following = numbers(table.keep) * samples + numbers(table.gain) * answer.detach()
+    return WalkStep(image, kl, following)

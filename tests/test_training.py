@@ -15,8 +15,8 @@ import tiny_parts
 import torch
 from safetensors.torch import load_file
 
-from drpose.multiview import Condition, predict
-from drpose.multiview_unet import adapters_off
+from drpose.multiview import Condition, denoise, predict
+from drpose.multiview_unet import adapters_off, merged
 from drpose.posescore import PoseScore
 from drpose.runs import RunDirectory
 from drpose.training import PairConditions, PostTrainLoss, posttrain, prepare_weights
@@ -90,6 +90,57 @@ def test_adapters_are_on_again_after_an_error():
 
 
 @pytest.mark.parametrize("rank", [2, 0])
+def test_walk_trains_and_keeps_the_start(tmp_path, rank):
+    "The first KL is 0 and it grows; the base inside is untouched; one network call with a graph per update and one of the base."
+    config = tiny_parts.config(estimator="walk", lora_rank=rank)
+    parts = tiny_parts.parts()
+    before = base_tensors(parts[0])
+    result = posttrain(config, *parts, tmp_path)
+    lines = RunDirectory(tmp_path, config).metrics()
+    assert lines[0]["kl"] < 1e-10 and lines[-1]["kl"] > 1e-6
+    if rank:
+        after = base_tensors(result.unet)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_walk_carries_samples_from_noise_to_image():
+    "With unchanging weights slot 0 ends where the sampler ends, and then starts over from new noise with another photo."
+    module = loss_module(tiny_parts.config(estimator="walk"))
+    seen = []
+    for update in range(5):
+        module(update)
+        seen.append(module.samples[0].clone())
+    condition = Condition(*(value[[module._pair(0, 0)]] for value in (module.data.photos, module.data.descriptors)), module.prompt_embeds)
+    with torch.no_grad():
+        image = denoise(module.unet, module.scheduler, condition, module._noise(0, 0)[None], 4)[0]
+    torch.testing.assert_close(seen[3], image, rtol=1e-4, atol=1e-5)
+    assert (seen[4] - seen[3]).abs().max() > 0.1
+
+
+def test_a_broken_answer_does_not_poison_the_walk():
+    module = loss_module(tiny_parts.config(estimator="walk"))
+    module(0)
+    before = module.samples.clone()
+    with torch.no_grad():
+        next(module.unet.parameters()).fill_(float("nan"))
+    loss, _ = module(1)
+    assert not torch.isfinite(loss) and torch.equal(module.samples[0], before[0]) and torch.isfinite(module.samples).all()
+
+
+def test_merged_network_answers_alike(tmp_path):
+    "Folding the adapter in changes rounding only, and the folded copy has no adapter left."
+    result = posttrain(tiny_parts.config(), *tiny_parts.parts(), tmp_path)
+    folded, data = merged(result.unet), tiny_parts.pairs()
+    sample, condition = torch.randn(2, 2, 4, 4, 8, 8), Condition(data.photos[:2], data.descriptors[:2], tiny_parts.parts()[4])
+    with torch.no_grad():
+        ours, theirs = (predict(unet, sample, torch.tensor(499), condition) for unet in (folded, result.unet))
+        start = predict(tiny_parts.unet(0), sample, torch.tensor(499), condition)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert (ours - start).abs().max() > 100 * (ours - theirs).abs().max()
+    assert sum(p.numel() for p in folded.parameters()) == sum(p.numel() for p in tiny_parts.unet(0).parameters())
+
+
+@pytest.mark.parametrize("rank", [2, 0])
 def test_base_draws_what_it_was_handed(tmp_path, rank):
     "Below base_below the answer is the start model's, bit for bit; above, the tuned network's; and the adapters are on again."
     start, scheduler, predictor, data, prompts, rig = tiny_parts.parts()
@@ -154,12 +205,12 @@ sys.path.insert(0, {tests!r})
 import tiny_parts
 from drpose.training import posttrain
 torch.set_num_threads(1)
-posttrain(tiny_parts.config(steps=24, checkpoint_every=4), *tiny_parts.parts(), sys.argv[1], on_step=lambda step: time.sleep(0.05))
+posttrain(tiny_parts.config(steps=24, checkpoint_every=5, estimator=sys.argv[2]), *tiny_parts.parts(), sys.argv[1], on_step=lambda step: time.sleep(0.05))
 """
 
 
-def run_worker(folder, kill_after_step=None):
-    process = subprocess.Popen([sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parent)), str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+def run_worker(folder, estimator, kill_after_step=None):
+    process = subprocess.Popen([sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parent)), str(folder), estimator], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     for line in process.stdout:
         if kill_after_step is not None and f"step {kill_after_step}/" in line:
             process.send_signal(signal.SIGKILL)
@@ -168,14 +219,15 @@ def run_worker(folder, kill_after_step=None):
     return process.returncode
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    "kill -9 at two random steps, then the same command: weights and metrics are equal bit for bit, and nothing torn is left."
+@pytest.mark.parametrize("estimator", ["drtune", "walk"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, estimator):
+    "kill -9 at two random steps (a walk is then in the middle of its chains: 5 is no multiple of 4), then the same command: weights and metrics are equal bit for bit, and nothing torn is left."
     chooser = random.Random(time.time_ns())
     stops = sorted(chooser.sample(range(2, 23), 2))
-    assert run_worker(tmp_path / "whole") == 0
+    assert run_worker(tmp_path / "whole", estimator) == 0
     for stop in stops:
-        assert run_worker(tmp_path / "killed", kill_after_step=stop) == -signal.SIGKILL
-    assert run_worker(tmp_path / "killed") == 0
+        assert run_worker(tmp_path / "killed", estimator, kill_after_step=stop) == -signal.SIGKILL
+    assert run_worker(tmp_path / "killed", estimator) == 0
     adapters = [load_file(next((tmp_path / name / "lora").glob("*.safetensors"))) for name in ("whole", "killed")]
     assert adapters[0].keys() == adapters[1].keys() and all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0]), stops
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "killed" / "metrics.jsonl").read_text()
