@@ -6,7 +6,8 @@
 __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', 'domain_attention', 'row_attention',
            'MultiViewBlock', 'MultiViewTransformer', 'Stage', 'MiddleStage', 'DownStage', 'UpStage', 'check_config',
            'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet',
-           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora', 'adapters_off', 'merged', 'HandOver']
+           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora', 'adapters_off', 'merged', 'without_adapters',
+           'HandOver']
 
 # %% ../nbs/07a_multiview_unet.ipynb #3b4659a3
 import copy
@@ -406,7 +407,7 @@ def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
         raise ValueError(f"{folder}/{LORA_FILE} has no weights that fit this network.")
     unet.enable_adapters()      # adapters that were switched off before would leave the new one off as well
 
-# %% ../nbs/07a_multiview_unet.ipynb #b112c662
+# %% ../nbs/07a_multiview_unet.ipynb #b67c7d36
 @contextmanager
 def adapters_off(unet: MultiViewUNet) -> Iterator[None]:
     "Inside, `unet` behaves as the frozen base; afterwards the adapters are on again, trainable, whatever happened."
@@ -421,6 +422,13 @@ def merged(unet: MultiViewUNet) -> MultiViewUNet:
     "A copy with its adapters folded into the weights: the same answers up to rounding, without the adapters' extra multiplications. For sampling."
     copied = copy.deepcopy(unet)
     copied.fuse_lora()
+    copied.unload_lora()
+    return copied.requires_grad_(False)
+
+
+def without_adapters(unet: MultiViewUNet) -> MultiViewUNet:
+    "A copy of the frozen base, bit for bit."
+    copied = copy.deepcopy(unet)
     copied.unload_lora()
     return copied.requires_grad_(False)
 
