@@ -30,8 +30,8 @@ _all_ = ["train_autoencoder", "train_base", "train_skeleton_predictor"]
 
 # %% auto #0
 __all__ = ['OTHER_LAYERS', 'embedded_models', 'PostTrainConfig', 'PairConditions', 'condition_pairs', 'prepare_weights',
-           'check_handover', 'PostTrainLoss', 'PostTrainResult', 'posttrain', 'train_autoencoder', 'train_base',
-           'train_skeleton_predictor']
+           'check_handover', 'Sitters', 'PostTrainLoss', 'PostTrainResult', 'posttrain', 'train_autoencoder',
+           'train_base', 'train_skeleton_predictor']
 
 # %% ../nbs/10c_training.ipynb #2b781f2f
 def embedded_models() -> Path:
@@ -117,28 +117,23 @@ def check_handover(timesteps: tuple[int, ...], config: PostTrainConfig) -> None:
     if timesteps[last] < config.base_below:
         raise ValueError(f"base_below is {config.base_below}, but {config.estimator} may train step {last + 1} of {len(timesteps)} at timestep {timesteps[last]}, which the base would draw; use base_below <= {timesteps[last]} or a larger early_stop_least")
 
-# %% ../nbs/10c_training.ipynb #0ccbb1e8
-class PostTrainLoss(nn.Module):
-    "Reward and KL loss of one update of post-training."
+# %% ../nbs/10c_training.ipynb #615b6183
+class Sitters:
+    "The people in front of the camera: which pair, which noise and which networks belong to a sample, by the update at which it started and its slot in the batch."
 
-    def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, scheduler: DDIMScheduler, score: PoseScore, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, config: PostTrainConfig):
-        super().__init__()
-        self.unet, self.score, self.config = unet, score, config
-        self.drawing = HandOver(unet, base, config.base_below)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
-        self.scheduler, self.data, self.prompt_embeds, self.rig = scheduler, data, prompt_embeds, rig.resized(data.photos.shape[-1])
+    def __init__(self, drawing: HandOver, data: PairConditions, prompt_embeds: Tensor, seed: int):
+        self.drawing, self.data, self.prompt_embeds, self.seed = drawing, data, prompt_embeds, seed
         self.shape = (*prompt_embeds.shape[:2], *data.photos.shape[1:])  # (D, V, 4, h, w) of one sample
-        if config.estimator == "walk":
-            self.register_buffer("samples", torch.zeros(config.batch_size, *self.shape))
 
-    def _pair(self, update: int, slot: int) -> int:
-        "Which pair a sample that starts in `slot` at `update` belongs to."
-        return int(torch.randint(len(self.data), (), generator=seeded_generator(self.config.seed, update, slot, "pair")))
+    def pair(self, update: int, slot: int) -> int:
+        "Index of the pair."
+        return int(torch.randint(len(self.data), (), generator=seeded_generator(self.seed, update, slot, "pair")))
 
-    def _noise(self, update: int, slot: int) -> Tensor:
-        "What it starts from, (D, V, 4, h, w)."
-        return torch.randn(self.shape, generator=seeded_generator(self.config.seed, update, slot, "noise"))
+    def noise(self, update: int, slot: int) -> Tensor:
+        "What its sample starts from, (D, V, 4, h, w)."
+        return torch.randn(self.shape, generator=seeded_generator(self.seed, update, slot, "noise"))
 
-    def _networks(self, pairs: list[int]) -> dict[str, Predict]:
+    def networks(self, pairs: list[int]) -> dict[str, Predict]:
         "The tuned network and the base, looking at the photos of `pairs`."
         condition = Condition(self.data.photos[pairs], self.data.descriptors[pairs], self.prompt_embeds)
         return dict(
@@ -146,38 +141,49 @@ class PostTrainLoss(nn.Module):
             base_predict=lambda sample, timestep: predict(self.drawing.start, sample, timestep, condition),
         )  # fmt: skip
 
-    def _rollout(self, update: int) -> tuple[Tensor, Tensor, Tensor]:
-        "From noise to images (n B, D, V, 4, h, w) for the reward, with their joints (n B, 23, 3) and KL terms (B,)."
+# %% ../nbs/10c_training.ipynb #f2d6d471
+class PostTrainLoss(nn.Module):
+    "Reward and KL loss of one update of post-training."
+
+    def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, scheduler: DDIMScheduler, score: PoseScore, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, config: PostTrainConfig):
+        super().__init__()
+        self.unet, self.score, self.scheduler, self.rig, self.config = unet, score, scheduler, rig.resized(data.photos.shape[-1]), config
+        self.sitters = Sitters(HandOver(unet, base, config.base_below), data, prompt_embeds, config.seed)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
+        if config.estimator == "walk":
+            self.register_buffer("samples", torch.zeros(config.batch_size, *self.sitters.shape))
+
+    def _rollout(self, update: int) -> tuple[Tensor, list[int], Tensor]:
+        "From noise to images (n B, D, V, 4, h, w) for the reward, with the pairs (B) that they show and KL terms (B,)."
         config, slots = self.config, range(self.config.batch_size)
-        pairs, noise = [self._pair(update, slot) for slot in slots], torch.stack([self._noise(update, slot) for slot in slots])
+        pairs, noise = [self.sitters.pair(update, slot) for slot in slots], torch.stack([self.sitters.noise(update, slot) for slot in slots])
         run = rollout(
             scheduler=self.scheduler, noise=noise, estimator=config.estimator, num_inference_steps=config.num_inference_steps,
             trained_steps=config.trained_steps, early_stop=config.early_stop, early_stop_least=config.early_stop_least,
-            generator=seeded_generator(config.seed, update, "plan"), checkpoint_steps=config.checkpoint_network, **self._networks(pairs),
+            generator=seeded_generator(config.seed, update, "plan"), checkpoint_steps=config.checkpoint_network, **self.sitters.networks(pairs),
         )  # fmt: skip
-        return run.latents, self.data.joints[pairs].repeat(run.copies, 1, 1), run.kl
+        return run.latents, pairs, run.kl
 
-    def _walk(self, update: int) -> tuple[Tensor, Tensor, Tensor]:
-        "The same for samples under way: images (B, D, V, 4, h, w), joints (B, 23, 3), KL terms (B,)."
-        config = self.config
-        table = check_scheduler(self.scheduler, config.num_inference_steps)
-        indices = walk_indices(update, config.batch_size, len(table) + 1 - config.early_stop_least)
-        pairs = [self._pair(update - index, slot) for slot, index in enumerate(indices.tolist())]
+    def _walk(self, update: int) -> tuple[Tensor, list[int], Tensor]:
+        "The same for samples under way: images (B, D, V, 4, h, w), pairs (B), KL terms (B,)."
+        table = check_scheduler(self.scheduler, self.config.num_inference_steps)
+        indices = walk_indices(update, self.config.batch_size, len(table) + 1 - self.config.early_stop_least)
+        pairs = [self.sitters.pair(update - index, slot) for slot, index in enumerate(indices.tolist())]
         for slot in torch.nonzero(indices == 0).flatten().tolist():
-            self.samples[slot] = self._noise(update, slot)
+            self.samples[slot] = self.sitters.noise(update, slot)
         now = self.samples.clone()
-        step = walk_step(table=table, samples=now, indices=indices, checkpoint_steps=config.checkpoint_network, **self._networks(pairs))
+        step = walk_step(table=table, samples=now, indices=indices, checkpoint_steps=self.config.checkpoint_network, **self.sitters.networks(pairs))
         finite = torch.isfinite(step.following).flatten(1).all(1)  # a sample with a broken answer stays where it was
         self.samples.copy_(torch.where(finite.reshape(-1, 1, 1, 1, 1, 1), step.following, now))
-        return step.latents, self.data.joints[pairs], step.kl
+        return step.latents, pairs, step.kl
 
     def forward(self, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of one update; logs the reward and the KL term."
-        images, joints, kl = self._walk(update) if self.config.estimator == "walk" else self._rollout(update)
+        images, pairs, kl = self._walk(update) if self.config.estimator == "walk" else self._rollout(update)
+        joints = self.sitters.data.joints[pairs].repeat(len(images) // len(pairs), 1, 1)
         reward, kl = self.score(images, joints, self.rig).mean(), kl.mean()
         return (1 - reward) + self.config.kl_weight * kl, {"reward": reward, "kl": kl}
 
-# %% ../nbs/10c_training.ipynb #afaa4b3e
+# %% ../nbs/10c_training.ipynb #efbad2a7
 @dataclass
 class PostTrainResult:
     "The tuned network (EMA weights in place), what to call when sampling (the adapter folded in; hands over to the base), what the loop did, and where the adapter (None for full weights) lies."
@@ -207,5 +213,5 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     else:
         unet.save_pretrained(run.path / "unet")
     unet.requires_grad_(False)
-    drawing = HandOver(merged(unet), without_adapters(unet), config.base_below) if config.lora_rank else loss.drawing
+    drawing = HandOver(merged(unet), without_adapters(unet), config.base_below) if config.lora_rank else loss.sitters.drawing
     return PostTrainResult(unet, drawing, result, adapter)

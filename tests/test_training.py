@@ -110,9 +110,10 @@ def test_walk_carries_samples_from_noise_to_image():
     for update in range(5):
         module(update)
         seen.append(module.samples[0].clone())
-    condition = Condition(*(value[[module._pair(0, 0)]] for value in (module.data.photos, module.data.descriptors)), module.prompt_embeds)
+    sitters = module.sitters
+    condition = Condition(*(value[[sitters.pair(0, 0)]] for value in (sitters.data.photos, sitters.data.descriptors)), sitters.prompt_embeds)
     with torch.no_grad():
-        image = denoise(module.unet, module.scheduler, condition, module._noise(0, 0)[None], 4)[0]
+        image = denoise(module.unet, module.scheduler, condition, sitters.noise(0, 0)[None], 4)[0]
     torch.testing.assert_close(seen[3], image, rtol=1e-4, atol=1e-5)
     assert (seen[4] - seen[3]).abs().max() > 0.1
 
@@ -184,7 +185,7 @@ def test_noise_belongs_to_the_slot():
     for size in (1, 3):
         module = loss_module(tiny_parts.config(batch_size=size))
         module.score = Capture()
-        module.data = PairConditions(*(value[:1] for value in vars(module.data).values()))  # one pair, so the condition is the same
+        module.sitters.data = PairConditions(*(value[:1] for value in vars(module.sitters.data).values()))  # one pair, so the condition is the same
         module(5)
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
