@@ -4,14 +4,16 @@ import shutil
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from drpose.animation import REGIONS, clothing_regions, draw_crowd, draw_palette, load_animator, photograph
 from drpose.bodies import Pose, load_body
 from drpose.cameras import ViewRig
 from drpose.clips import HELD_OUT_CLIPS, clips_for
-from drpose.dataset import POSE_SETS, TINY_RIG, PosePairs, build_dataset, build_images, draw_set, everyday_difficulty, person_number, plan_dataset
+from drpose.dataset import POSE_SETS, TINY_RIG, PosePairs, build_dataset, build_images, build_latents, draw_set, everyday_difficulty, person_number, plan_dataset, reframe, render_set
 from drpose.repeatable import write_json
 from drpose.selection import pose_difficulty, pose_features
+from drpose.training import embedded_models
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,36 @@ def test_image_shards_are_kept(tmp_path, body_model):
     first = build_images("everyday", 3, 0, body_model, tmp_path, shard_size=2)
     stamps = [path.stat().st_mtime_ns for path in first]
     assert build_images("everyday", 3, 0, body_model, tmp_path, shard_size=2) == first and [path.stat().st_mtime_ns for path in first] == stamps
+
+
+def test_a_wider_frame_moves_pictures_and_joints_alike(body_model):
+    people = next(render_set(draw_set("everyday", 4, 3, body_model), body_model))
+    framed = reframe(people, torch.Generator().manual_seed(1), share=1.0)
+    again = reframe(people, torch.Generator().manual_seed(1), share=1.0)
+    assert torch.equal(framed.images, again.images) and torch.equal(framed.joints, again.joints)
+    for i in range(4):
+        factor = framed.scale[i] / people.scale[i]
+        assert 0.55 < factor <= 1 and torch.allclose(framed.joints[i, 1:] - framed.joints[i, 0], factor * (people.joints[i, 1:] - people.joints[i, 0]), atol=1e-6)
+        assert (framed.joints[i, 0] - factor * people.joints[i, 0])[[0, 2]].abs().max() < 1e-6, "only the height may change"
+        rows_before, rows_after = (torch.nonzero(masks[i].amax(-1) > 0.5) for masks in (people.masks, framed.masks))
+        shift = (0.5 - (framed.joints[i, 0, 1] - factor * people.joints[i, 0, 1]) - factor * 0.5) * 64
+        for view in range(4):
+            before, after = (rows[rows[:, 0] == view, 1].float() for rows in (rows_before, rows_after))
+            assert (after.min() - (before.min() * factor + shift)).abs() < 1.5 and (after.max() + 1 - ((before.max() + 1) * factor + shift)).abs() < 1.5
+    assert (framed.scale / people.scale).std() > 0.01, "every object has its own frame"
+
+
+def test_a_share_of_nobody_changes_nothing(body_model):
+    people = next(render_set(draw_set("everyday", 2, 3, body_model), body_model))
+    same = reframe(people, torch.Generator().manual_seed(1), share=0.0)
+    assert all(torch.equal(getattr(same, name), getattr(people, name)) for name in ("images", "masks", "joints", "scale"))
+
+
+def test_reframed_latents_have_a_file_of_their_own(tmp_path, body_model):
+    vae = AutoencoderKL.from_pretrained(embedded_models() / "pipeline" / "vae").eval()
+    shards = build_images("everyday", 2, 0, body_model, tmp_path)
+    plain, wide = build_latents(vae, shards), build_latents(vae, shards, reframe_share=1.0)
+    assert len(list(tmp_path.glob("latents-*"))) == 2 and not torch.equal(plain.latents, wide.latents) and (wide.scale <= plain.scale).all()
+    assert torch.equal(wide.latents, build_latents(vae, shards, reframe_share=1.0).latents)
+    grown = build_latents(vae, shards)
+    assert torch.equal(grown.latents, plain.latents)
