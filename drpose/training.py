@@ -38,7 +38,7 @@ def embedded_models() -> Path:
     "Folder of the shipped tiny world: pipeline/ (base model and autoencoder), predictor/ (gives the reward) and judge/ (only measures)."
     return Path(str(resources.files("drpose"))) / "assets" / "tiny"
 
-# %% ../nbs/10c_training.ipynb #7cb686a1
+# %% ../nbs/10c_training.ipynb #7a0e4680
 @dataclass
 class PostTrainConfig(LoopConfig):
     "Settings of `posttrain`; every field is a papermill parameter."
@@ -51,7 +51,7 @@ class PostTrainConfig(LoopConfig):
     early_stop_least: int = 1  # but no nearer to its end than this; 1 = the method as published
     base_below: int = 0  # timesteps below this one are drawn by the frozen base (chapter section "hand-over"); 0 = the tuned network draws to the end
     reward_form: str = "maps"  # "maps" (the paper's cross-entropy) or "transport"; see chapter posescore
-    kl_weight: float = 0.3  # w_KL
+    kl_weight: float = 1.0  # w_KL, on the difference of noise (chapter `tuning`)
     spatial_weight: float = SPATIAL_WEIGHT  # share of the spatial cross-entropy in the reward
     lora_rank: int = 16  # 0 = train all weights
     lora_alpha: float = 16.0

@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# %% ../nbs/09_tuning.ipynb #61fb2923
+# %% ../nbs/09_tuning.ipynb #72a4dd69
 @dataclass(frozen=True)
 class StepTable:
     """A DDIM schedule as plain numbers, one entry per step, noisiest step first.
@@ -34,11 +34,12 @@ class StepTable:
     spread: tuple[float, ...]        # s, zero when eta is 0
     image_keep: tuple[float, ...]    # the same two numbers for the one-jump estimate of the image
     image_gain: tuple[float, ...]
+    noise_gain: tuple[float, ...]    # how much the noise seen from it changes with the network's answer: 1 for "epsilon", signal for "v_prediction"
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
-# %% ../nbs/09_tuning.ipynb #db9947fd
+# %% ../nbs/09_tuning.ipynb #f7c83f1d
 def step_table(
     scheduler: DDIMScheduler,     # read, never changed
     num_inference_steps: int,     # T
@@ -60,7 +61,7 @@ def step_table(
         image, noise = (cos, -sin), (sin, cos)
     toward_image, toward_noise = there.sqrt(), (1 - there - spread**2).clamp(min=0).sqrt()
     keep, gain = (toward_image * image[n] + toward_noise * noise[n] for n in (0, 1))
-    columns = (cos, sin, keep, gain, spread, *image)
+    columns = (cos, sin, keep, gain, spread, *image, noise[1])
     return StepTable(tuple(timesteps.tolist()), *(tuple(column.tolist()) for column in columns))
 
 # %% ../nbs/09_tuning.ipynb #f54709ff
@@ -210,7 +211,7 @@ def _planned(estimator: str, steps: int, trained_steps: int, early_stop: tuple[i
         raise ValueError(f"copies is {copies!r}; it must be a whole number, 1 or larger.")
     return Plan(plan.trained, plan.stop, plan.cut_input, copies)
 
-# %% ../nbs/09_tuning.ipynb #ab134563
+# %% ../nbs/09_tuning.ipynb #82c18571
 Predict = Callable[[Tensor, Tensor], Tensor]   # (sample (B, ...), timestep ()) -> prediction, same shape as the sample
 
 
@@ -223,7 +224,7 @@ def _checked(name: str, answer: Tensor, sample: Tensor) -> Tensor:
 
 @dataclass
 class _Chain:
-    "All that one step needs to know; `gaps` collects the squared differences from the base, one (B,) per trained call."
+    "All that one step needs to know; `gaps` collects the squared differences of noise from the base, one (B,) per trained call."
 
     predict: Predict
     base_predict: Predict | None
@@ -251,7 +252,7 @@ class _Chain:
         if trained and self.base_predict is not None:
             with torch.no_grad():
                 base = _checked("base_predict", self.base_predict(given.detach(), timestep), sample)
-            self.gaps.append((answer - base).square().flatten(1).mean(1))
+            self.gaps.append((self.table.noise_gain[index] * (answer - base)).square().flatten(1).mean(1))
         return answer
 
 # %% ../nbs/09_tuning.ipynb #576dc6ed
@@ -275,13 +276,13 @@ def _finish_again(
     noised = chain.table.signal[level] * image.detach() + chain.table.noise_level[level] * chain.fresh_noise(image)
     return _advance(chain, noised, level)
 
-# %% ../nbs/09_tuning.ipynb #f3df087f
+# %% ../nbs/09_tuning.ipynb #24c93d7c
 @dataclass(frozen=True)
 class Rollout:
     "One differentiable sampling run. Shapes: B samples, n copies (1 unless DRaFT-LV)."
 
     latents: Tensor                      # (n B, D, V, 4, h, w) the image the reward sees; copies one after another: all B of the first, then all B of the second …
-    kl: Tensor                           # (B,) mean squared difference from the base at the trained steps; zeros without base_predict
+    kl: Tensor                           # (B,) mean squared difference of noise from the base at the trained steps; zeros without base_predict
     trained_indices: tuple[int, ...]     # which steps were trained, 0 = noisiest
     trained_timesteps: tuple[int, ...]   # the same as timesteps of the noise schedule
     early_stop_index: int                # the last step that ran; T - 1 if the chain ran to its end
@@ -329,7 +330,7 @@ def rollout(
     kl = torch.stack(chain.gaps).mean(0) if chain.gaps else noise.new_zeros(len(noise))
     return Rollout(torch.cat(images), kl, plan.trained, tuple(table.timesteps[i] for i in plan.trained), plan.stop, plan.copies)
 
-# %% ../nbs/09_tuning.ipynb #7a5e3b35
+# %% ../nbs/09_tuning.ipynb #648f0802
 def walk_indices(update: int, slots: int, chain: int) -> Tensor:
     "The step (slots,), 0 = noisiest, that each of `slots` samples takes at update `update` (from 0), when chains are `chain` steps long."
     offsets = torch.arange(slots) * chain // slots
@@ -341,7 +342,7 @@ class WalkStep:
     "One update's worth of a walk, for B samples."
 
     latents: Tensor     # (B, D, V, 4, h, w) one-jump images with their graph: what the reward sees
-    kl: Tensor          # (B,) mean squared difference from the base; zeros without base_predict
+    kl: Tensor          # (B,) mean squared difference of noise from the base; zeros without base_predict
     following: Tensor   # (B, D, V, 4, h, w) the samples of the next update, without a graph
 
 
@@ -364,7 +365,7 @@ def walk_step(
     if base_predict is not None:
         with torch.no_grad():
             base = _checked("base_predict", base_predict(samples, timesteps), samples)
-        kl = (answer - base).square().flatten(1).mean(1)
+        kl = (numbers(table.noise_gain) * (answer - base)).square().flatten(1).mean(1)
     image = numbers(table.image_keep) * samples + numbers(table.image_gain) * answer
     following = numbers(table.keep) * samples + numbers(table.gain) * answer.detach()
     return WalkStep(image, kl, following)

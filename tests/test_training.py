@@ -236,7 +236,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, estimator):
 
 def test_same_folder_other_settings_is_refused(tmp_path):
     posttrain(tiny_parts.config(steps=1), *tiny_parts.parts(), tmp_path)
-    with pytest.raises(ValueError, match="kl_weight = 0.3, not 0.5"):
+    with pytest.raises(ValueError, match="kl_weight = 1.0, not 0.5"):
         posttrain(tiny_parts.config(steps=1, kl_weight=0.5), *tiny_parts.parts(), tmp_path)
 
 
@@ -251,4 +251,4 @@ def test_finished_run_is_not_trained_again(tmp_path):
 def test_metrics_hold_no_clock(tmp_path):
     posttrain(tiny_parts.config(steps=2), *tiny_parts.parts(), tmp_path)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
-    assert set(line) == {"step", "loss", "reward", "kl", "grad_norm"} and math.isclose(line["loss"], 1 - line["reward"] + 0.3 * line["kl"], rel_tol=1e-4)
+    assert set(line) == {"step", "loss", "reward", "kl", "grad_norm"} and math.isclose(line["loss"], 1 - line["reward"] + line["kl"], rel_tol=1e-4)

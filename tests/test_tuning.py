@@ -16,6 +16,7 @@ from drpose.tuning import (
     rollout,
     spaced_steps,
     step_table,
+    walk_step,
 )
 
 BATCH, DOMAINS, VIEWS, CHANNELS, SIDE = 2, 2, 2, 4, 5
@@ -292,14 +293,32 @@ def test_kl_is_zero_at_start_and_grows(estimator):
     assert all(p.grad is None for p in base.parameters())
 
 
-def test_kl_is_the_mean_square_over_trained_steps():
-    model, base = TinyNet(), TinyNet(5)
-    result = run(model, "drtune", base_predict=base, seed=2)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_kl_is_the_mean_square_of_the_noise_over_trained_steps(prediction_type):
+    model, base, signal = TinyNet(), TinyNet(5), default_scheduler().alphas_cumprod.double().sqrt()
+    result = run(model, "drtune", base_predict=base, seed=2, prediction_type=prediction_type)
     expected = 0
     for i, t in zip(result.trained_indices, result.trained_timesteps):
         given = model.calls[i][2]
-        expected = expected + (model(given, t) - base(given, t)).square().mean(dim=(1, 2, 3, 4, 5)) / 2
+        # The noise that a v prediction implies: eps = sin x + cos v, with cos the signal level.
+        factor = signal[t] if prediction_type == "v_prediction" else 1.0
+        expected = expected + (factor * (model(given, t) - base(given, t))).square().mean(dim=(1, 2, 3, 4, 5)) / 2
     torch.testing.assert_close(result.kl, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_walk_step_is_refl_at_that_step():
+    "Same image, same leash, same gradient as a rollout that stops there; and the next sample is the sampler's."
+    model, base, table, sample = TinyNet(), TinyNet(5), check_scheduler(default_scheduler(), 5), start()
+    for index in range(5):
+        steps = torch.full((BATCH,), index)
+        walked = walk_step(lambda x, t: model(x, t[0]), table, sample, steps, base_predict=lambda x, t: base(x, t[0]))
+        stopped = run(model, "refl", base_predict=base, early_stop=5 - index, early_stop_least=5 - index)
+        torch.testing.assert_close(walked.latents, stopped.latents, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(walked.kl, stopped.kl, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(gradient(model, walked, walked.kl.sum()), gradient(model, stopped, stopped.kl.sum()), rtol=1e-10, atol=1e-14)
+        assert not walked.following.requires_grad and (walked.kl > 0).all()
+        sample = walked.following
+    torch.testing.assert_close(sample, run(model, "full").latents.detach(), rtol=1e-12, atol=1e-14)
 
 
 def test_kl_without_base_is_zero_without_graph():
