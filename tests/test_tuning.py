@@ -293,15 +293,16 @@ def test_kl_is_zero_at_start_and_grows(estimator):
     assert all(p.grad is None for p in base.parameters())
 
 
+@pytest.mark.parametrize("kl_on", ["noise", "prediction"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_kl_is_the_mean_square_of_the_noise_over_trained_steps(prediction_type):
+def test_kl_is_the_mean_square_over_trained_steps(prediction_type, kl_on):
     model, base, signal = TinyNet(), TinyNet(5), default_scheduler().alphas_cumprod.double().sqrt()
-    result = run(model, "drtune", base_predict=base, seed=2, prediction_type=prediction_type)
+    result = run(model, "drtune", base_predict=base, seed=2, prediction_type=prediction_type, kl_on=kl_on)
     expected = 0
     for i, t in zip(result.trained_indices, result.trained_timesteps):
         given = model.calls[i][2]
         # The noise that a v prediction implies: eps = sin x + cos v, with cos the signal level.
-        factor = signal[t] if prediction_type == "v_prediction" else 1.0
+        factor = signal[t] if (prediction_type, kl_on) == ("v_prediction", "noise") else 1.0
         expected = expected + (factor * (model(given, t) - base(given, t))).square().mean(dim=(1, 2, 3, 4, 5)) / 2
     torch.testing.assert_close(result.kl, expected, rtol=1e-12, atol=1e-14)
 
@@ -395,6 +396,7 @@ BAD_SETTINGS = [
     (dict(estimator="draft-lv", copies=0), r"copies is 0"),
     (dict(eta=-0.1), r"eta is -0.1"),
     (dict(eta=float("nan")), r"eta is nan"),
+    (dict(kl_on="image"), r"kl_on is 'image'; it must be one of noise, prediction"),
     (dict(num_inference_steps=0), r"num_inference_steps is 0"),
     (dict(num_inference_steps=1001), r"num_inference_steps is 1001.*1000"),
     (dict(num_inference_steps=2.5), r"num_inference_steps is 2.5"),
