@@ -1,0 +1,159 @@
+"""From any picture to the model's frame (drpose.photos): PSHuman's numbers, turned and odd files, and one clear sentence for what cannot work."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from drpose.photos import cut_out_person, frame_person, open_photo, prepare_photo
+
+FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
+
+
+def somebody(width=60, height=90) -> Image.Image:
+    "A red figure with a blue left half on a transparent picture."
+    pixels = np.zeros((height, width, 4), np.uint8)
+    pixels[10:-10, 15:-15] = (200, 30, 30, 255)
+    pixels[10:-10, 15 : width // 2] = (30, 30, 200, 255)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.skipif(not FIXTURE.is_file(), reason=f"reference data {FIXTURE} is not on this machine")
+@pytest.mark.parametrize("crop_size", [740, 720])
+def test_equals_pshuman_to_the_grey_level(crop_size):
+    data = load_file(FIXTURE)
+    framed = frame_person(Image.fromarray(data["pre.rgba"].numpy()), crop_size)
+    for name, found in (("body", framed.body), ("face", framed.face)):
+        assert torch.equal((found * 255).round().byte(), data[f"pre.{name}_{crop_size}"]), name
+
+
+def test_exif_turns_the_picture():
+    upright = somebody().convert("RGB")
+    for code, turn in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)):
+        exif, buffer = Image.Exif(), io.BytesIO()
+        exif[0x0112] = code
+        upright.transpose(turn).save(buffer, "PNG", exif=exif)
+        assert np.array_equal(np.asarray(open_photo(Image.open(buffer))), np.asarray(upright)), code
+
+
+def test_every_depth_and_mode_gives_the_same_person(tmp_path):
+    grey = somebody().convert("LA")
+    levels = np.asarray(grey)[..., 0]
+    deep = Image.fromarray(levels.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    assert Image.open(tmp_path / "deep.png").mode.startswith("I")
+    for picture in (open_photo(tmp_path / "deep.png"), open_photo(Image.fromarray(levels)), open_photo(Image.fromarray(levels / np.float32(255)))):
+        assert picture.mode == "RGB" and np.abs(np.asarray(picture)[..., 1].astype(int) - levels).max() <= 1
+    assert open_photo(grey).mode == "RGBA" and np.array_equal(np.asarray(open_photo(grey))[..., 3], np.asarray(grey)[..., 1])
+    palette = Image.new("P", (8, 8))
+    palette.putpalette([0, 0, 0, 250, 10, 10])
+    palette.putpixel((3, 3), 1)
+    palette.info["transparency"] = 0
+    alpha = np.asarray(open_photo(palette))[..., 3]
+    assert alpha[3, 3] == 255 and alpha[0, 0] == 0
+    assert open_photo(Image.new("CMYK", (4, 4))).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [96, 192])
+def test_the_longer_side_becomes_crop_size_in_the_middle(size):
+    framed = frame_person(somebody(), crop_size=size // 2, frame=size)
+    assert framed.body.shape == framed.face.shape == (3, size, size) and framed.alpha.shape == (size, size)
+    rows, columns = torch.nonzero(framed.alpha > 0.5).unbind(-1)
+    assert abs(int(rows.max() - rows.min() + 1) - size // 2) <= 1 and abs(int(rows.min() + rows.max()) - (size - 1)) <= 1
+    assert abs(int(columns.min() + columns.max()) - (size - 1)) <= 2
+    middle = size // 2
+    assert framed.body[2, middle, middle - 4] > 0.7 > 0.3 > framed.body[0, middle, middle - 4], "blue stays on the left of the picture"
+    assert (framed.body[:, 0, 0] == 1).all(), "white around it"
+
+
+def test_the_face_window_is_the_top_middle_ninth_enlarged():
+    framed = frame_person(somebody(), crop_size=90, frame=96)
+    window = torch.nn.functional.interpolate(framed.body[None, :, :32, 32:64], size=(96, 96), mode="bicubic", align_corners=False)[0].clamp(0, 1)
+    assert (framed.face - window).abs().mean() < 0.02 and (framed.face - framed.body).abs().mean() > 0.1
+
+
+def test_a_framed_photo_is_left_where_it_is():
+    photo = somebody(90, 90)
+    framed = frame_person(photo, crop_size=None, frame=90)
+    opaque = framed.alpha == 1
+    assert torch.equal((framed.body[0] * 255).round().byte()[opaque], torch.from_numpy(np.array(photo)[..., 0])[opaque])
+
+
+def test_twenty_megapixels_are_no_trouble():
+    big = somebody().resize((4000, 5000), Image.Resampling.NEAREST)
+    small = frame_person(somebody(480, 600), 80, 96)
+    assert prepare_photo(big, 80, 96).body.shape == small.body.shape
+
+
+def test_matting_is_asked_only_without_alpha(monkeypatch):
+    asked = []
+
+    def remove(photo):
+        asked.append(photo.mode)
+        return somebody(*photo.size)
+
+    monkeypatch.setitem(sys.modules, "rembg", types.SimpleNamespace(remove=remove))
+    assert cut_out_person(somebody()).mode == "RGBA" and not asked
+    assert np.asarray(cut_out_person(somebody().convert("RGB")))[..., 3].any() and asked == ["RGB"]
+    assert cut_out_person(Image.new("RGBA", (60, 90), (1, 2, 3, 255))).mode == "RGBA" and len(asked) == 2, "an alpha of 255 everywhere says nothing"
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "photo.png"
+    path.write_bytes(content)
+    return path
+
+
+BAD = {
+    "no such file": (lambda folder: folder / "none.png", FileNotFoundError, r"none\.png: no such file"),
+    "no picture": (lambda folder: written(folder, b"hello"), ValueError, r"photo\.png: is no picture"),
+    "a folder": (lambda folder: folder, ValueError, "is no picture"),
+    "cut short": (lambda folder: written(folder, png_bytes(somebody())[:120]), ValueError, r"photo\.png: "),
+    "empty mask": (lambda folder: Image.new("RGBA", (64, 64)), ValueError, "empty mask"),
+    "one pixel": (lambda folder: Image.new("RGBA", (1, 1), (9, 9, 9, 128)), ValueError, "1 x 1 pixels, needed at least 16"),
+    "a speck": (lambda folder: somebody(40, 26), ValueError, "needed at least 16"),
+    "not a number": (lambda folder: Image.fromarray(np.full((4, 4), np.nan, np.float32)), ValueError, "not all finite"),
+}
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_photos_get_one_sentence(name, tmp_path):
+    make, kind, sentence = BAD[name]
+    with pytest.raises(kind, match=sentence) as error:
+        prepare_photo(make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("rembg") is not None, reason="rembg is installed here")
+def test_a_missing_matting_network_is_named():
+    with pytest.raises(ImportError, match=r"drpose\[matting\]"):
+        prepare_photo(somebody().convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [(dict(crop_size=0), "crop_size is 0"), (dict(crop_size=800), "crop_size is 800.*768"), (dict(crop_size=None), "60 x 90 pixels.*768 x 768")],
+)
+def test_bad_frames_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        frame_person(somebody(), **settings)
+
+
+def test_a_photo_without_alpha_is_not_framed():
+    with pytest.raises(ValueError, match="mode RGB, needed RGBA"):
+        frame_person(somebody().convert("RGB"))
