@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import sys
 import types
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from drpose.photos import cut_out_person, frame_person, open_photo, prepare_photo
+from drpose.photos import ClipDescriber, cut_out_person, frame_person, open_photo, prepare_photo
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 
@@ -157,3 +161,27 @@ def test_bad_frames_are_refused(settings, sentence):
 def test_a_photo_without_alpha_is_not_framed():
     with pytest.raises(ValueError, match="mode RGB, needed RGBA"):
         frame_person(somebody().convert("RGB"))
+
+
+PIPE = FIXTURE.with_name("pshuman_pipe_tiny.safetensors")
+
+
+@pytest.mark.skipif(not PIPE.is_file(), reason=f"reference data {PIPE} is not on this machine")
+def test_labels_equal_pshuman():
+    data, configs = load_file(PIPE), json.loads(PIPE.with_suffix(".json").read_text())["configs"]
+    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**configs["image_encoder"])).eval()
+    encoder.load_state_dict({key[len("w.image_encoder.") :]: value for key, value in data.items() if key.startswith("w.image_encoder.")})
+    normalizer = StableUnCLIPImageNormalizer(16)
+    normalizer.load_state_dict({key: data[f"w.image_normalizer.{key}"] for key in ("mean", "std")})
+    describer = ClipDescriber(encoder, CLIPImageProcessor(**configs["feature_extractor"]), normalizer, DDPMScheduler.from_config(configs["image_noising_scheduler"]))
+    with torch.no_grad():
+        labels = describer.labels(describer.embed(data["in.imgs_in"]), data["noise.clip_embed"], 0)
+    known = data["mid.image_embeds"].unflatten(0, (2, 2, 7))  # domain, (without, with), view
+    assert (labels.unflatten(0, (2, 7)) - known[:, 1]).abs().max() < 1e-4 and known[:, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("level", [-1, 1000, 0.5, True])
+def test_a_noise_level_has_to_be_in_the_schedule(level):
+    describer = ClipDescriber(None, None, StableUnCLIPImageNormalizer(4), DDPMScheduler())
+    with pytest.raises(ValueError, match=r"noise_level is .*0 to 999"):
+        describer.labels(torch.zeros(2, 4), torch.zeros(2, 4), level)
