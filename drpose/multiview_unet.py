@@ -296,7 +296,7 @@ def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None) ->
                 raise ValueError(f"sample is {side} x {side}, which is {-(-side // 2**level)} x {-(-side // 2**level)} at level {level}, "
                                  "but the face view needs a side divisible by 3 wherever there is attention.")
 
-# %% ../nbs/07a_multiview_unet.ipynb #6807f334
+# %% ../nbs/07a_multiview_unet.ipynb #cbea9af9
 @dataclass
 class MultiViewOutput(BaseOutput):
     "What the network returns."
@@ -305,6 +305,7 @@ class MultiViewOutput(BaseOutput):
 
 class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
     "How the parts work together; `MultiViewUNet` below makes the parts."
+    also_known_as = ("UNetMV2DConditionModel",)   # in PSHuman's own configs
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MultiViewBlock", "ResnetBlock2D"]
     _repeated_blocks = ["MultiViewBlock"]

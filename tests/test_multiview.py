@@ -3,18 +3,22 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from drpose.multiview import (
-    Condition, MultiViewPipeline, MultiViewUNet, PromptTable, decode_latents, default_scheduler, denoise, encode_images, from_rows,
+    Condition, MultiViewPipeline, MultiViewUNet, PromptTable, decode_latents, default_scheduler, denoise, encode_images, finish_views, from_rows,
     photo_descriptor, photo_tensor, predict, tiny_prompt_embeds, to_rows, unet_inputs, unmirror,
 )
 from drpose.multiview_unet import fuse_face, idle_parameters, load_lora, lora_targets, save_lora
+from drpose.photos import CLIPImageProcessor
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"reference data {FIXTURES} is not on this machine")
@@ -43,8 +47,8 @@ def tiny_pipeline(**changes) -> MultiViewPipeline:
     torch.manual_seed(2)
     vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(4, 8, 8),
                         norm_num_groups=4, sample_size=32, mid_block_add_attention=False).eval()
-    pipeline = MultiViewPipeline(tiny_unet(projection_class_embeddings_input_dim=192), vae, default_scheduler(),
-                                 PromptTable.of(tiny_prompt_embeds(dim=8)), **changes)
+    parts = {"unet": tiny_unet(projection_class_embeddings_input_dim=192), "vae": vae, "scheduler": default_scheduler(), "prompt_table": PromptTable.of(tiny_prompt_embeds(dim=8))}
+    pipeline = MultiViewPipeline(**parts | changes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -105,10 +109,90 @@ def test_matches_pshuman_sampling_with_guidance_and_noise(monkeypatch):
     with torch.no_grad():
         assert (encode_images(vae, stack["in.imgs_in"]) - condition.condition_latents).abs().max() < 1e-4
         latents = denoise(unet, DDIMScheduler.from_config(about["configs"]["scheduler"]), condition, stack["noise.init_latents"], 4,
-                          guidance_scale=3.0, eta=1.0, on_step=lambda index, latents: states.append(latents))
+                          guidance_scale=3.0, eta=1.0, on_step=lambda index, timestep, latents: states.append(latents))
         for index, state in enumerate(states):
             assert (state - stack[f"mid.latents_after_step{index}"]).abs().max() < 1e-3, index
         assert (decode_latents(vae, latents) - stack["out.images"]).abs().max() < 1e-3
+
+
+def pshuman_tiny() -> MultiViewPipeline:
+    "The recorded pipeline of the reference data, every part from its recorded config and weights."
+    data, configs = load_file(FIXTURES / "pshuman_pipe_tiny.safetensors"), json.loads((FIXTURES / "pshuman_pipe_tiny.json").read_text())["configs"]
+
+    def filled(part, name):
+        part.load_state_dict({key[len(name) + 3 :]: value for key, value in data.items() if key.startswith(f"w.{name}.")})
+        return part.eval()
+
+    return MultiViewPipeline(
+        filled(MultiViewUNet.from_config(configs["unet"]), "unet"), filled(AutoencoderKL.from_config(configs["vae"]), "vae"),
+        DDIMScheduler.from_config(configs["scheduler"]), PromptTable.of(data["in.prompt_embeds"].unflatten(0, (2, 7))),
+        filled(CLIPVisionModelWithProjection(CLIPVisionConfig(**configs["image_encoder"])), "image_encoder"), CLIPImageProcessor(**configs["feature_extractor"]),
+        filled(StableUnCLIPImageNormalizer(16), "image_normalizer"), DDPMScheduler.from_config(configs["image_noising_scheduler"]),
+        azimuths=(0, 45, 90, 180, 270, 315), mirrored=(False, False, False, True, True, False), descriptor="clip",
+    )  # fmt: skip
+
+
+@needs_fixtures
+@pytest.mark.parametrize("sequential", [False, True])
+def test_pipeline_equals_pshuman_from_pictures_to_pictures(monkeypatch, sequential):
+    data, pipeline, steps = load_file(FIXTURES / "pshuman_pipe_tiny.safetensors"), pshuman_tiny(), []
+    pipeline.set_progress_bar_config(disable=True)
+    stack = {name: data[name].unflatten(0, (2, 7))[None] for name in data if name.startswith(("noise.", "mid.latents", "in.imgs", "out."))}
+    pictures = stack["in.imgs_in"][:, 0, [0, 6]]
+    assert all(torch.equal(stack["in.imgs_in"][:, 0, view], pictures[:, 0]) for view in range(6))
+    drawn = iter([stack["noise.clip_embed"], stack["noise.init_latents"], *(stack[f"noise.step{index}"] for index in range(4))])   # PSHuman's order
+    monkeypatch.setattr("drpose.multiview.draw_noise", lambda shape, *rest: next(drawn).reshape(*shape))
+    seen = lambda pipe, index, timestep, given: steps.append((int(timestep), given["latents"])) or {}  # noqa: E731
+    latents = pipeline(pictures, 4, guidance_scale=3.0, eta=1.0, output_type="latent", sequential_guidance=sequential, callback_on_step_end=seen).images
+    assert [step[0] for step in steps] == [751, 501, 251, 1]
+    for index, (_, state) in enumerate(steps):
+        assert (state - stack[f"mid.latents_after_step{index}"]).abs().max() < 1e-3, index
+    with torch.no_grad():
+        images = decode_latents(pipeline.vae, latents)
+    assert (images - stack["out.images"]).abs().max() < 1e-3
+
+
+@needs_fixtures
+def test_views_are_finished_as_pshuman_does():
+    images, pipeline = torch.rand(2, 2, 7, 3, 48, 48), pshuman_tiny()
+    photo = torch.rand(2, 3, 48, 48)
+    views = finish_views(images, pipeline.config.mirrored, True, photo)
+    assert views.shape == (2, 2, 6, 3, 48, 48)
+    assert torch.equal(views[:, :, 3:5], images[:, :, 3:5].flip(-1)) and torch.equal(views[:, :, 1:3], images[:, :, 1:3]) and torch.equal(views[:, :, 5], images[:, :, 5])
+    assert torch.equal(views[:, 1, 0], photo)
+    outside = torch.ones(48, 48, dtype=torch.bool)
+    outside[:16, 16:32] = False
+    assert torch.equal(views[:, 0, 0][..., outside], images[:, 0, 0][..., outside])
+    flat = finish_views(torch.ones_like(images) * 0.25, (), True)
+    assert torch.allclose(flat, torch.full_like(flat, 0.25)), "shrinking keeps a flat face flat"
+
+
+@needs_fixtures
+def test_a_batch_of_photos_equals_each_photo_alone():
+    "Upstream lays the first photo's front colour over every object of a batch."
+    pipeline = pshuman_tiny()
+    pipeline.set_progress_bar_config(disable=True)
+    photos = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "eta": 1.0, "keep_photo": True}
+    together = pipeline(photos, generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)], **settings).images
+    for index, seed in enumerate((5, 6)):
+        alone = pipeline(photos[index : index + 1], generator=torch.Generator().manual_seed(seed), **settings).images
+        assert (together[index] - alone[0]).abs().max() < 1e-4
+        assert (together[index, 1, 0] - photos[index]).abs().max() < 0.003, "its own front colour"
+
+
+@needs_fixtures
+def test_full_pipeline_round_trip_and_photo_from_a_file(tmp_path):
+    pipeline = pshuman_tiny()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    loaded = MultiViewPipeline.from_pretrained(tmp_path / "pipeline")
+    picture = np.zeros((90, 70, 4), np.uint8)
+    picture[9:80, 20:50] = (200, 90, 40, 255)
+    Image.fromarray(picture).save(tmp_path / "photo.png")
+    first, second = (pipe(tmp_path / "photo.png", 2, crop_size=46, generator=torch.Generator().manual_seed(1)).images for pipe in (pipeline, loaded))
+    assert first.shape == (1, 2, 6, 3, 48, 48) and torch.equal(first, second)
+    with pytest.raises(ValueError, match="crop_size is for photos"):
+        pipeline(torch.rand(1, 3, 48, 48), 2, crop_size=46)
 
 
 @needs_fixtures
@@ -481,5 +565,7 @@ def test_pipeline_parts_must_fit():
         tiny_pipeline(azimuths=[0, 90])
     with pytest.raises(ValueError, match="descriptor"):
         tiny_pipeline(descriptor="dino")
-    with pytest.raises(NotImplementedError, match="CLIP"):
-        tiny_pipeline(descriptor="clip")(torch.rand(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="image_encoder, feature_extractor, image_normalizer, image_noising_scheduler is missing"):
+        tiny_pipeline(descriptor="clip")
+    with pytest.raises(ValueError, match="prompt_table holds .* width"):
+        tiny_pipeline(prompt_table=PromptTable.of(torch.zeros(2, 4, 1, 5)))

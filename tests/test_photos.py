@@ -16,9 +16,9 @@ from diffusers import DDPMScheduler
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from drpose.photos import ClipDescriber, cut_out_person, frame_person, open_photo, prepare_photo
+from drpose.photos import ClipDescriber, CLIPImageProcessor, cut_out_person, frame_person, open_photo, prepare_photo
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 

@@ -1,0 +1,212 @@
+"""A checkpoint in PSHuman's own layout (drpose.pshuman): loaded, run, saved, tuned; and one clear sentence for each way it can be broken."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from peft import LoraConfig
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from drpose.multiview import MultiViewPipeline
+from drpose.multiview_unet import MultiViewUNet, load_lora, lora_targets, save_lora
+from drpose.photos import CLIPImageProcessor
+from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE, is_pshuman, load_pshuman, pshuman_prompts
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    "Random weights, 48-pixel pictures, upstream's names."
+    torch.manual_seed(0)
+    folder = tmp_path / "PSHuman"
+    unet = MultiViewUNet(
+        sample_size=12, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4), norm_num_groups=8, cross_attention_dim=24, projection_class_embeddings_input_dim=32,
+        down_block_types=("CrossAttnDownBlockMV2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlockMV2D"),
+    )  # fmt: skip
+    clip = CLIPVisionConfig(hidden_size=24, intermediate_size=48, projection_dim=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    parts = {
+        "unet": unet, "image_encoder": CLIPVisionModelWithProjection(clip), "image_normalizer": StableUnCLIPImageNormalizer(16),
+        "vae": AutoencoderKL(block_out_channels=(8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, sample_size=48),
+        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, steps_offset=1),
+        "image_noising_scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    }  # fmt: skip
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNetMV2DConditionModel", "_diffusers_version": "0.27.2"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": PSHUMAN_PIPELINE, "unet": ["mvdiffusion.models_unclip.unet_mv2d_condition", "UNetMV2DConditionModel"]}))
+    for seed, name in enumerate(PROMPT_FILES):
+        torch.save(torch.randn(7, 5, 24, generator=torch.Generator().manual_seed(seed)).half(), folder / name)
+    return folder
+
+
+def quiet(pipeline: MultiViewPipeline) -> MultiViewPipeline:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def photo() -> Image.Image:
+    pixels = np.zeros((90, 70, 4), np.uint8)
+    pixels[9:80, 20:50] = (200, 90, 40, 255)
+    return Image.fromarray(pixels)
+
+
+def drawn(pipeline: MultiViewPipeline, **settings) -> torch.Tensor:
+    return pipeline(photo(), 2, guidance_scale=3.0, eta=1.0, crop_size=46, generator=torch.Generator().manual_seed(1), **settings).images
+
+
+def test_loads_runs_saves_and_reloads_identically(checkpoint, tmp_path):
+    pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint))
+    assert pipeline.config.azimuths == [0, 45, 90, 180, 270, 315] and pipeline.config.mirrored == [False, False, False, True, True, False]
+    assert pipeline.scheduler.config.prediction_type == "v_prediction" and pipeline.prompt_table.embeds.shape == (2, 7, 5, 24)
+    images = drawn(pipeline)
+    assert images.shape == (1, 2, 6, 3, 48, 48) and images.isfinite().all()
+    pipeline.save_pretrained(tmp_path / "ours")
+    assert not is_pshuman(tmp_path / "ours") and not list((tmp_path / "ours").rglob("*.pt"))
+    again = quiet(MultiViewPipeline.from_pretrained(tmp_path / "ours"))
+    assert torch.equal(drawn(again), images)
+
+
+def test_prompts_keep_their_domain(checkpoint):
+    table = pshuman_prompts(checkpoint)
+    for domain, name in enumerate(("normal_embeds.pt", "clr_embeds.pt")):
+        assert torch.equal(table[domain], torch.load(checkpoint / name, weights_only=True).float())
+
+
+def test_prompts_from_another_folder(checkpoint, tmp_path):
+    elsewhere = tmp_path / "embeds"
+    elsewhere.mkdir()
+    for name in PROMPT_FILES:
+        (checkpoint / name).rename(elsewhere / name)
+    assert MultiViewPipeline.from_pretrained(checkpoint, prompt_embeds=elsewhere).prompt_table.embeds.abs().max() > 0
+
+
+def test_prompts_from_the_text_encoder(checkpoint):
+    for name in PROMPT_FILES:
+        (checkpoint / name).unlink()
+    letters = [chr(code) for code in range(33, 127)]
+    words = {token: number for number, token in enumerate([*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"])}
+    (checkpoint / "vocab.json").write_text(json.dumps(words))
+    (checkpoint / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(checkpoint / "vocab.json"), str(checkpoint / "merges.txt"), model_max_length=77).save_pretrained(checkpoint / "tokenizer")
+    end = words["<|endoftext|>"]
+    config = CLIPTextConfig(vocab_size=len(words), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, eos_token_id=end, bos_token_id=end - 1, pad_token_id=end)
+    CLIPTextModel(config).save_pretrained(checkpoint / "text_encoder")
+    table = pshuman_prompts(checkpoint)
+    assert table.shape == (2, 7, 77, 24)
+    flat = table.flatten(0, 1).flatten(1)
+    assert (torch.cdist(flat, flat) + torch.eye(14) * 9 > 1e-3).all(), "fourteen different sentences"
+    assert torch.equal(table, pshuman_prompts(checkpoint))
+
+
+def test_a_lora_is_accepted_and_changes_the_pictures(checkpoint, tmp_path):
+    pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint))
+    before = drawn(pipeline)
+    tuned = quiet(MultiViewPipeline.from_pretrained(checkpoint))
+    tuned.unet.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=lora_targets(5), init_lora_weights=False))
+    save_lora(tuned.unet, tmp_path / "lora")
+    load_lora(pipeline.unet, tmp_path / "lora")
+    after = drawn(pipeline)
+    assert (after - before).abs().max() > 1e-3 and torch.allclose(after, drawn(tuned), atol=1e-5)
+
+
+def test_half_precision_throughout(checkpoint):
+    pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16))
+    assert {next(part.parameters()).dtype for part in (pipeline.unet, pipeline.vae, pipeline.image_encoder, pipeline.prompt_table)} == {torch.bfloat16}
+    assert drawn(pipeline).isfinite().all()
+
+
+def test_parts_of_mixed_precision_work_together(checkpoint):
+    pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint))
+    full = drawn(pipeline)
+    pipeline.unet.to(torch.bfloat16)
+    pipeline.image_encoder.to(torch.bfloat16)
+    mixed = drawn(pipeline)
+    assert mixed.dtype == torch.float32 and 0 < (mixed - full).abs().mean() < 0.1
+
+
+def test_guidance_in_two_calls_gives_the_same_pictures(checkpoint):
+    pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint))
+    assert (drawn(pipeline, sequential_guidance=True) - drawn(pipeline)).abs().max() < 1e-4
+
+
+def test_the_callback_sees_and_may_change_every_step(checkpoint):
+    pipeline, seen = quiet(MultiViewPipeline.from_pretrained(checkpoint)), []
+
+    def watch(pipe, step, timestep, tensors):
+        seen.append((step, int(timestep)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 1 else {}
+
+    latents = drawn(pipeline, output_type="latent", callback_on_step_end=watch)
+    assert [step for step, _ in seen] == [0, 1] and seen[0][1] > seen[1][1] and latents.abs().max() == 0
+
+
+def without_part(folder):
+    (folder / "image_encoder").rename(folder / "gone")
+
+
+def pickled_unet(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+
+
+def missing_weight(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_in.weight"]
+    save_file(tensors, weights)
+
+
+def torn_vae(folder):
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was executed')",)
+
+
+BAD = {
+    "a part is missing": (without_part, FileNotFoundError, "holds no part image_encoder, needed a CLIPVisionModelWithProjection"),
+    "weights as a pickle": (pickled_unet, ValueError, "a pickle, which can run any program"),
+    "a weight is missing": (missing_weight, ValueError, "lack 1 of .* for example conv_in.weight"),
+    "a torn file": (torn_vae, ValueError, "cut short"),
+    "one prompt file": (lambda folder: (folder / PROMPT_FILES[0]).unlink(), FileNotFoundError, "lacks normal_embeds.pt"),
+    "no prompts at all": (lambda folder: [(folder / name).unlink() for name in PROMPT_FILES], FileNotFoundError, "neither .* nor a tokenizer and text_encoder"),
+    "a hostile prompt file": (lambda folder: torch.save(Trap(), folder / PROMPT_FILES[1]), ValueError, r"clr_embeds\.pt: is no plain tensor"),
+    "prompts of another kind": (lambda folder: torch.save([1, 2], folder / PROMPT_FILES[0]), ValueError, "holds list, needed one finite tensor"),
+    "prompts of other lengths": (lambda folder: torch.save(torch.zeros(7, 4, 24), folder / PROMPT_FILES[0]), ValueError, "two of the same shape"),
+    "prompts of another width": (lambda folder: [torch.save(torch.zeros(7, 5, 20), folder / name) for name in PROMPT_FILES], ValueError, "width 24"),
+    "prompts for fewer views": (lambda folder: [torch.save(torch.zeros(6, 5, 24), folder / name) for name in PROMPT_FILES], ValueError, "prompt_table 6 views"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_broken_checkpoints_get_one_sentence(name, checkpoint):
+    spoil, kind, sentence = BAD[name]
+    spoil(checkpoint)
+    with pytest.raises(kind, match=sentence) as error:
+        MultiViewPipeline.from_pretrained(checkpoint)
+    assert "\n" not in str(error.value) and (str(checkpoint) in str(error.value) or "prompt_table" in str(error.value))
+
+
+def test_unknown_options_are_refused(checkpoint):
+    with pytest.raises(ValueError, match="colour is no option; there are prompt_embeds, torch_dtype, unet"):
+        load_pshuman(checkpoint, colour="red")
+
+
+def test_an_index_that_is_no_json_is_not_taken_for_pshuman(tmp_path):
+    (tmp_path / "model_index.json").write_text("{")
+    assert not is_pshuman(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "model_index.json"))):
+        MultiViewPipeline.from_pretrained(tmp_path)
