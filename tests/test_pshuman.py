@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from peft import LoraConfig
 from PIL import Image
@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisio
 from drpose.multiview import MultiViewPipeline
 from drpose.multiview_unet import MultiViewUNet, load_lora, lora_targets, save_lora
 from drpose.photos import CLIPImageProcessor
-from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE, is_pshuman, load_pshuman, pshuman_prompts
+from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE, from_stable_unclip, is_pshuman, load_pshuman, pshuman_prompts
 
 
 @pytest.fixture
@@ -210,3 +210,66 @@ def test_an_index_that_is_no_json_is_not_taken_for_pshuman(tmp_path):
     assert not is_pshuman(tmp_path)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "model_index.json"))):
         MultiViewPipeline.from_pretrained(tmp_path)
+
+
+# --- from Stable Diffusion on -------------------------------------------------------------------------------------------------------------
+
+
+def stock_unet(**changes) -> UNet2DConditionModel:
+    torch.manual_seed(3)
+    settings = dict(
+        sample_size=12, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4), norm_num_groups=8, cross_attention_dim=24, use_linear_projection=True,
+        class_embed_type="projection", projection_class_embeddings_input_dim=32, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    return UNet2DConditionModel(**settings | changes).eval()
+
+
+@pytest.mark.parametrize("in_channels", [8, 12])
+def test_a_fresh_start_answers_as_the_stock_network(in_channels, tmp_path):
+    stock = stock_unet()
+    stock.save_pretrained(tmp_path / "stock")
+    unet = from_stable_unclip(tmp_path / "stock", num_views=3, face_view=False, in_channels=in_channels).eval()
+    sample, text, label = torch.randn(3, 4, 12, 12), torch.randn(3, 5, 24), torch.randn(3, 32)
+    rest = torch.randn(6, in_channels - 4, 12, 12)
+    with torch.no_grad():
+        known = stock(sample, 321, text, class_labels=label).sample
+        found = unet(torch.cat([sample.repeat(2, 1, 1, 1), rest], 1), 321, text.repeat(2, 1, 1), label.repeat(2, 1)).sample
+    assert (found - known.repeat(2, 1, 1, 1)).abs().max() < 1e-5
+    other = torch.cat([sample.repeat(2, 1, 1, 1), rest], 1)
+    other[3:, :4] = torch.randn(3, 4, 12, 12)
+    with torch.no_grad():
+        assert (unet(other, 321, text.repeat(2, 1, 1), label.repeat(2, 1)).sample[:3] - known).abs().max() > 1e-3, "the domains do see each other"
+
+
+def test_a_fresh_start_has_a_face_view_and_learns_everywhere():
+    unet = from_stable_unclip(stock_unet())
+    assert unet.config.num_views == 7 and unet.config.face_view and unet.config.in_channels == 8
+    unet(torch.randn(14, 8, 12, 12), 500, torch.randn(14, 5, 24), torch.randn(14, 32)).sample.square().mean().backward()
+    assert unet.conv_in.weight.grad[:, 4:].abs().max() > 0
+    silent = [name for name, weight in unet.named_parameters() if weight.grad is None]
+    assert not silent, silent[:3]
+
+
+def test_the_released_size_starts_from_the_stock_size():
+    with torch.device("meta"):
+        stock = UNet2DConditionModel(
+            sample_size=96, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True,
+            class_embed_type="projection", projection_class_embeddings_input_dim=2048,
+        )  # fmt: skip
+        unet = from_stable_unclip(stock)
+        released = MultiViewUNet()
+    assert {name: value.shape for name, value in unet.state_dict().items()} == {name: value.shape for name, value in released.state_dict().items()}
+    assert len(unet.state_dict()) == 802 and round(sum(value.numel() for value in unet.parameters()) / 1e6, 2) == 919.78
+
+
+@pytest.mark.parametrize(
+    "changes, settings, sentence",
+    [
+        (dict(class_embed_type=None), {}, "class_embed_type None, needed 'projection'"),
+        ({}, dict(in_channels=3), "in_channels is 3, but the stock U-Net alone reads 4"),
+        (dict(down_block_types=("AttnDownBlock2D", "DownBlock2D")), {}, "down_block_types"),
+    ],
+)
+def test_unsuitable_stock_networks_are_refused(changes, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        from_stable_unclip(stock_unet(**changes), **settings)
