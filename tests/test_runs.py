@@ -77,3 +77,18 @@ def test_config_fits_a_run_notebook(path):
             if value is not None and default is not None:
                 kinds = (int, float) if type(default) is float else type(default)
                 assert isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool), f"{path.name}: {key} is {value!r}, but {default!r} in {notebook.name}"
+
+
+def test_generate_keeps_what_is_done_and_refuses_other_settings(tmp_path):
+    (path,) = (path for path in RUN_NOTEBOOKS if path.name == "generate.ipynb")
+    execute(path, tmp_path, num_inference_steps=2)
+    sheets = sorted((tmp_path / "run").glob("*/sheet.png"))
+    pictures = [sheet.read_bytes() for sheet in sheets]
+    stamps = [sheet.stat().st_mtime_ns for sheet in sheets]
+    assert len(sheets) == 3
+    sheets[1].unlink()  # as if it had been stopped here
+    execute(path, tmp_path, num_inference_steps=2)
+    assert [sheet.read_bytes() for sheet in sheets] == pictures, "each photo has its own seed"
+    assert [sheet.stat().st_mtime_ns == stamp for sheet, stamp in zip(sheets, stamps)] == [True, False, True]
+    with pytest.raises(PapermillExecutionError, match=r"made with other settings \(num_inference_steps\)"):
+        execute(path, tmp_path, num_inference_steps=3)
