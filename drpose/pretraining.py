@@ -107,7 +107,7 @@ def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_leve
         class_embed_type="projection", projection_class_embeddings_input_dim=192, num_views=4, face_view=False,
     )  # fmt: skip
 
-# %% ../nbs/10b_pretraining.ipynb #39d0b848
+# %% ../nbs/10b_pretraining.ipynb #c10bb5c4
 @dataclass
 class BaseConfig(LoopConfig):
     "Settings of `train_base`."
@@ -115,16 +115,16 @@ class BaseConfig(LoopConfig):
     batch_size: int = 16  # objects per step; each brings D x V latents
     snr_gamma: float = 5.0  # Min-SNR weights, capped here; 0 = every timestep weighs 1
     separate_timesteps: bool = False  # one timestep per domain instead of one per object
-    condition_dropout: float = 0.0  # share of objects whose photo (latent and descriptor) is replaced by zeros, for guidance
+    condition_dropout: float = 0.0  # shares of objects whose descriptor, whose latent, and whose both are replaced by zeros, for guidance; PSHuman: 0.05 each
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.snr_gamma >= 0, "snr_gamma", self.snr_gamma, "at least 0 (0 weighs all timesteps alike)")
-        require(0 <= self.condition_dropout < 1, "condition_dropout", self.condition_dropout, "in [0, 1)")
+        require(0 <= self.condition_dropout < 1 / 3, "condition_dropout", self.condition_dropout, "in [0, 1/3): it is used three times")
 
-# %% ../nbs/10b_pretraining.ipynb #e988e4ae
+# %% ../nbs/10b_pretraining.ipynb #70ec7bec
 class BaseLoss(nn.Module):
-    "Velocity loss of a multi-view U-Net on random objects of a `LatentSet`, timesteps weighed by Min-SNR (arXiv 2303.09556) or alike."
+    "Loss of a multi-view U-Net's velocities or noises (as its scheduler says) on random objects of a `LatentSet`, timesteps weighed by Min-SNR (arXiv 2303.09556) or alike."
 
     def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig):
         super().__init__()
@@ -138,16 +138,19 @@ class BaseLoss(nn.Module):
         batch, domains, views = clean.shape[:3]
         noise = torch.randn(clean.shape, generator=generator)
         timestep = torch.randint(1000, (domains if config.separate_timesteps else 1, batch), generator=generator).expand(domains, batch)
-        kept = (torch.rand(batch, generator=generator) >= config.condition_dropout).float()
+        lot, share = torch.rand(batch, generator=generator), config.condition_dropout
+        told = (lot >= 2 * share).float()  # the first third of the unlucky lose the descriptor alone, the second both …
+        shown = ((lot < share) | (lot >= 3 * share)).float()  # … the last the latent alone (PSHuman's rule)
         alpha = self.scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None]  # (B, D, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        photo = self.data.photos[chosen].float() * kept[:, None, None, None]
-        descriptor = self.data.descriptors[chosen] * kept[:, None]
+        velocity = self.scheduler.config.prediction_type == "v_prediction"
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if velocity else noise
+        photo = self.data.photos[chosen].float() * shown[:, None, None, None]
+        descriptor = self.data.descriptors[chosen] * told[:, None]
         predicted = predict(self.unet, noisy, timestep.T, Condition(photo, descriptor, self.prompt_embeds))
         snr = alpha / (1 - alpha)
         error = (predicted - target).square().mean((2, 3, 4, 5))
-        weight = snr.clamp(max=config.snr_gamma) / (snr + 1) if config.snr_gamma else torch.ones_like(snr)
+        weight = snr.clamp(max=config.snr_gamma) / (snr + velocity) if config.snr_gamma else torch.ones_like(snr)
         return weight.flatten(1).expand_as(error).mul(error).mean(), {"mse": error.mean()}
 
 # %% ../nbs/10b_pretraining.ipynb #3822c122

@@ -52,6 +52,49 @@ def test_timestep_weights(gamma, share):
     assert loss.item() == pytest.approx(parts["mse"].item(), rel=1e-6) if share else loss < 0.9 * parts["mse"]
 
 
+def asked_conditions(monkeypatch, count, config, scheduler=None):
+    "The conditions that `BaseLoss` asks a network of zeros with, and its mean losses, over some steps."
+    seen, errors = [], []
+    monkeypatch.setattr("drpose.pretraining.predict", lambda unet, noisy, timestep, condition: seen.append((condition, timestep)) or torch.zeros_like(noisy))
+    data = latents()
+    data.photos, data.descriptors, data.latents = torch.ones_like(data.photos), torch.ones_like(data.descriptors), torch.zeros_like(data.latents)
+    module = BaseLoss(None, scheduler or default_scheduler(), data, tiny_prompt_embeds(dim=8), config)
+    for step in range(count):
+        errors.append(module(step)[1]["mse"].item())
+    return seen, errors
+
+
+def test_the_photo_is_dropped_by_pshumans_rule(monkeypatch):
+    seen, _ = asked_conditions(monkeypatch, 60, BaseConfig(batch_size=50, snr_gamma=0.0, condition_dropout=0.05))
+    latent, descriptor = (torch.cat([getattr(condition, name).flatten(1)[:, 0] for condition, _ in seen]).bool() for name in ("condition_latents", "class_labels"))
+    shares = {"descriptor alone": (latent & ~descriptor), "both": (~latent & ~descriptor), "latent alone": (~latent & descriptor)}
+    for name, dropped in shares.items():
+        assert dropped.float().mean().item() == pytest.approx(0.05, abs=0.015), name  # 3,000 draws: 3.8 standard errors
+    seen, _ = asked_conditions(monkeypatch, 3, BaseConfig(batch_size=50, snr_gamma=0.0))
+    assert all(condition.condition_latents.all() and condition.class_labels.all() for condition, _ in seen)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_timesteps_of_the_domains(monkeypatch, separate):
+    seen, _ = asked_conditions(monkeypatch, 4, BaseConfig(batch_size=20, snr_gamma=0.0, separate_timesteps=separate))
+    equal = torch.cat([timestep[:, 0] == timestep[:, 1] for _, timestep in seen]).float().mean()
+    assert equal < 0.1 if separate else equal == 1
+
+
+def test_the_scheduler_says_what_is_predicted(monkeypatch):
+    "Of an all-zero object, the noise is the noise, and the velocity is the noise times the signal level."
+    config = BaseConfig(batch_size=50, snr_gamma=0.0)
+    seen, noise = asked_conditions(monkeypatch, 4, config, default_scheduler("epsilon"))
+    _, velocity = asked_conditions(monkeypatch, 4, config)
+    signal = default_scheduler().alphas_cumprod[torch.cat([timestep for _, timestep in seen[:4]])].mean().item()
+    assert sum(noise) / 4 == pytest.approx(1, abs=0.02) and sum(velocity) / 4 == pytest.approx(signal, rel=0.05)
+
+
+def test_a_dropout_above_a_third_is_refused():
+    with pytest.raises(ValueError, match="'condition_dropout' is 0.4"):
+        BaseConfig(condition_dropout=0.4)
+
+
 def test_negative_gamma_is_refused():
     with pytest.raises(ValueError, match="'snr_gamma' is -1"):
         BaseConfig(snr_gamma=-1.0)
