@@ -316,7 +316,7 @@ def pil_images(stack: Tensor) -> list | Image.Image:
         return [pil_images(part) for part in stack]
     return Image.fromarray((stack.permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8))
 
-# %% ../nbs/07c_multiview_pipeline.ipynb #28f831e3
+# %% ../nbs/07c_multiview_pipeline.ipynb #a682f0dc
 DESCRIBERS = ("image_encoder", "feature_extractor", "image_normalizer", "image_noising_scheduler")   # the parts of photos.ClipDescriber
 
 
@@ -338,7 +338,7 @@ def check_parts(unet, prompt_table: PromptTable, azimuths: Sequence[float], mirr
         if labels != 2 * width:
             raise ValueError(f"the UNet reads class labels of length {labels}, but the image encoder gives 2 x {width}.")
 
-
+# %% ../nbs/07c_multiview_pipeline.ipynb #482f2de1
 def photo_condition(
     photo: Tensor,           # (B, 3, H, W) in [0, 1] on white
     vae: AutoencoderKL,

@@ -72,7 +72,7 @@ def _with_somebody(photo: Image.Image, otherwise: str) -> Image.Image:
         raise ValueError(f"the photo has an empty mask ({otherwise}), so there is no person to show")
     return photo
 
-# %% ../nbs/07_photos.ipynb #2ae3a4e8
+# %% ../nbs/07_photos.ipynb #9e1a08f9
 SMALLEST_PERSON = 16  # pixels of the outline's longer side; less is a speck, not a person
 
 
@@ -116,7 +116,7 @@ def frame_person(
     face = canvas.crop((third, 0, 2 * third, third)).resize((frame, frame), Image.Resampling.BICUBIC)
     return FramedPhoto(body, _on_white(face)[0], alpha)
 
-
+# %% ../nbs/07_photos.ipynb #00d25523
 def _centred(photo: Image.Image, crop_size: int, frame: int) -> Image.Image:
     "The outline's box, its longer side scaled to crop_size, in the middle of a transparent square."
     rows, columns = np.nonzero(np.asarray(photo)[..., 3])

@@ -23,7 +23,7 @@ from .photos import CLIPImageProcessor
 __all__ = ['PSHUMAN_PIPELINE', 'PSHUMAN_VIEWS', 'PSHUMAN_MIRRORED', 'PROMPT_FILES', 'PSHUMAN_PARTS', 'STOCK_BLOCKS',
            'read_prompt_file', 'encode_prompts', 'pshuman_prompts', 'load_pshuman', 'is_pshuman', 'from_stable_unclip']
 
-# %% ../nbs/07b_pshuman.ipynb #7b87762d
+# %% ../nbs/07b_pshuman.ipynb #ccb96f6e
 PSHUMAN_PIPELINE = "StableUnCLIPImg2ImgPipeline"
 PSHUMAN_VIEWS = {"front": 0.0, "front_right": 45.0, "right": 90.0, "back": 180.0, "left": 270.0, "front_left": 315.0}   # degrees; then the face
 PSHUMAN_MIRRORED = ("back", "left")
@@ -40,7 +40,7 @@ def read_prompt_file(path: Path) -> Tensor:
         raise ValueError(f"{path}: holds {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}, needed one finite tensor (views, tokens, width).")
     return found.float()
 
-
+# %% ../nbs/07b_pshuman.ipynb #04c0799f
 def encode_prompts(folder: Path) -> Tensor:
     "(D, V, L, C): the fixed sentences of every domain and view, through the tokenizer and text encoder in `folder`."
     tokenizer, encoder = CLIPTokenizer.from_pretrained(folder / "tokenizer"), CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).eval()
@@ -66,7 +66,7 @@ def pshuman_prompts(folder: str | Path, embeds: str | Path | None = None) -> Ten
         raise FileNotFoundError(f"{folder}: holds neither {' and '.join(PROMPT_FILES)} nor a tokenizer and text_encoder to make them; give prompt_embeds=<the folder with the two files>.")
     return encode_prompts(Path(folder))
 
-
+# %% ../nbs/07b_pshuman.ipynb #709c451b
 PSHUMAN_PARTS = {
     "unet": MultiViewUNet, "vae": AutoencoderKL, "scheduler": DDIMScheduler, "image_encoder": CLIPVisionModelWithProjection,
     "feature_extractor": CLIPImageProcessor, "image_normalizer": StableUnCLIPImageNormalizer, "image_noising_scheduler": DDPMScheduler,
