@@ -6,11 +6,13 @@
 __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', 'domain_attention', 'row_attention',
            'MultiViewBlock', 'MultiViewTransformer', 'Stage', 'MiddleStage', 'DownStage', 'UpStage', 'check_config',
            'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet',
-           'lora_targets', 'idle_parameters', 'save_lora', 'load_lora', 'adapters_off', 'merged', 'without_adapters',
-           'HandOver']
+           'lora_targets', 'idle_parameters', 'save_lora', 'lora_settings', 'lora_shapes', 'check_lora', 'load_lora',
+           'adapters_off', 'merged', 'without_adapters', 'HandOver']
 
-# %% ../nbs/07a_multiview_unet.ipynb #3b4659a3
+# %% ../nbs/07a_multiview_unet.ipynb #9d034c47
 import copy
+import json
+import re
 import torch
 import torch.nn.functional as F
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from diffusers.utils import BaseOutput, logging
 from .model_files import CheckedModel, tensor_shapes
 from einops import rearrange
 from pathlib import Path
+from safetensors import safe_open
 from torch import Tensor, nn
 
 # %% ../nbs/07a_multiview_unet.ipynb #b2cc564a
@@ -370,7 +373,7 @@ class MultiViewUNet(MultiViewNetwork):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
-# %% ../nbs/07a_multiview_unet.ipynb #9294700e
+# %% ../nbs/07a_multiview_unet.ipynb #bb64cc24
 def lora_targets(prompt_tokens: int) -> str:
     "Pattern of the attention projections that LoRA should adapt, for text of that many tokens; for `peft.LoraConfig(target_modules=...)`."
     text = r"to_(v|out\.0)" if prompt_tokens == 1 else r"to_(q|k|v|out\.0)"
@@ -395,17 +398,50 @@ def save_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
         logging.set_verbosity(verbosity)
 
 
-def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default") -> None:
-    "Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it is damaged or belongs to another network."
-    if not (Path(folder) / LORA_FILE).is_file():
-        raise FileNotFoundError(f"{folder} holds no {LORA_FILE}; give the folder that save_lora wrote.")
-    tensor_shapes(Path(folder) / LORA_FILE)      # refuses a damaged file
+def lora_settings(path: Path) -> dict:
+    "What `save_lora` wrote beside the weights: rank, alpha, targets. ValueError for a file that does not say them: how strong it is would be a guess."
+    with safe_open(path, framework="pt") as file:
+        told = (file.metadata() or {}).get("lora_adapter_metadata")
     try:
-        unet.load_lora_adapter(str(folder), prefix=None, weight_name=LORA_FILE, adapter_name=adapter)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}/{LORA_FILE} was made for a network of another shape: {str(error).splitlines()[-1].strip()}") from error
-    if adapter not in getattr(unet, "peft_config", {}):
-        raise ValueError(f"{folder}/{LORA_FILE} has no weights that fit this network.")
+        settings = json.loads(told or "null")
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict) or not {"r", "lora_alpha", "target_modules"} <= set(settings):
+        raise ValueError(f"{path} does not say its rank, alpha and targets (lora_adapter_metadata), needed to know how strong it is; save it with save_lora.")
+    return settings
+
+
+def lora_shapes(unet: MultiViewUNet, settings: dict) -> dict[str, tuple[int, ...]]:
+    "Names and shapes of the tensors that an adapter of these settings has for this network."
+    targets, shapes = settings["target_modules"], {}
+    for name, module in unet.named_modules():
+        if re.fullmatch(targets, name) if isinstance(targets, str) else name.endswith(tuple(targets)):
+            width, read = getattr(module, "base_layer", module).weight.shape     # wrapped already where there is another adapter
+            shapes |= {f"{name}.lora_A.weight": (settings["r"], read), f"{name}.lora_B.weight": (width, settings["r"])}
+    return shapes
+
+
+def check_lora(unet: MultiViewUNet, path: Path) -> None:
+    "ValueError with one sentence unless the adapter in a file fits the network whole: every tensor has its place, every place its tensor."
+    stored, settings = tensor_shapes(path), lora_settings(path)
+    needed = lora_shapes(unet, settings)
+    for names, what in ((stored.keys() - needed, "weights that this network has no place for"), (needed.keys() - stored, "no weights for some of its own targets")):
+        if names:
+            raise ValueError(f"{path} has {what}: {len(names)} names, for example {min(names)}.")
+    wrong = next((name for name in needed if stored[name] != needed[name]), None)
+    if wrong:
+        raise ValueError(f"{path} was made for a network of another shape, or of another rank than it says: {wrong} is {stored[wrong]}, needed {needed[wrong]}.")
+
+
+def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default") -> None:
+    "Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it is damaged, does not say its alpha, or fits this network only in part."
+    path = Path(folder) / LORA_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {LORA_FILE}; give the folder that save_lora wrote.")
+    check_lora(unet, path)
+    if adapter in getattr(unet, "peft_config", {}):
+        raise ValueError(f"the network has an adapter {adapter!r} already; delete it first, or load {path} under another name.")
+    unet.load_lora_adapter(str(folder), prefix=None, weight_name=LORA_FILE, adapter_name=adapter)
     unet.enable_adapters()      # adapters that were switched off before would leave the new one off as well
 
 # %% ../nbs/07a_multiview_unet.ipynb #b67c7d36

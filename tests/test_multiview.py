@@ -10,14 +10,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from peft import LoraConfig
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from drpose.multiview import (
     Condition, MultiViewPipeline, MultiViewUNet, PromptTable, decode_latents, default_scheduler, denoise, encode_images, finish_views, from_rows,
     photo_descriptor, photo_tensor, predict, tiny_prompt_embeds, to_rows, unet_inputs, unmirror,
 )
-from drpose.multiview_unet import fuse_face, idle_parameters, load_lora, lora_targets, save_lora
+from drpose.multiview_unet import LORA_FILE, fuse_face, idle_parameters, load_lora, lora_targets, save_lora
 from drpose.photos import CLIPImageProcessor
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman"
@@ -317,11 +318,13 @@ def test_float64_gradient_matches_finite_differences():
     assert value(0.0).dtype == torch.float64 and abs(slope - measured) < 1e-7 * abs(slope) + 1e-10
 
 
-def test_blocks_compile_without_graph_breaks():
-    block = tiny_unet(num_views=3, face_view=True).mid_block.attentions[0].transformer_blocks[0]
-    inputs = torch.randn(6, 9, 32), torch.randn(6, 1, 8), 3
-    compiled = torch.compile(block, backend="eager", fullgraph=True)(*inputs)
-    assert compiled.requires_grad and torch.allclose(compiled, block(*inputs), atol=1e-6)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_whole_network_compiles_without_graph_breaks(adapted):
+    unet, inputs = tiny_unet(num_views=3, face_view=True), rows(views=3, side=12)
+    if adapted:
+        unet.add_adapter(LoraConfig(r=2, target_modules=lora_targets(3), init_lora_weights=False))
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)(**inputs, return_dict=False)[0]
+    assert compiled.requires_grad and torch.allclose(compiled, unet(**inputs).sample, atol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -347,6 +350,71 @@ def test_lora_with_alpha_survives_saving(tmp_path, tokens):
         load_lora(tiny_unet(), tmp_path / "nowhere")
     with pytest.raises(ValueError, match="another shape"):
         load_lora(tiny_unet(block_out_channels=(16, 48), attention_head_dim=2), tmp_path)
+
+
+def with_metadata(change):
+    def spoil(path):
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            settings = json.loads(file.metadata()["lora_adapter_metadata"])
+        tensors, settings = change(tensors, settings)
+        save_file(tensors, path, metadata={"format": "pt"} if settings is None else {"format": "pt", "lora_adapter_metadata": json.dumps(settings)})
+
+    return spoil
+
+
+def renamed(tensors, settings):
+    return {name.replace("mid_block", "middle_block"): value for name, value in tensors.items()}, settings
+
+
+def foreign_prefix(tensors, settings):
+    return {f"transformer.{name}": value for name, value in tensors.items()}, settings
+
+
+BAD_LORA = {
+    "no settings at all": (lambda tensors, settings: (tensors, None), "does not say its rank, alpha and targets"),
+    "no alpha": (lambda tensors, settings: (tensors, {name: value for name, value in settings.items() if name != "lora_alpha"}), "does not say its rank, alpha"),
+    "one half of a pair": (lambda tensors, settings: (tensors | {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(3, 32)}, settings), "another shape"),
+    "a weight is missing": (lambda tensors, settings: ({name: value for name, value in tensors.items() if "mid_block.attentions.0.transformer_blocks.0.attn_mv.to_k" not in name}, settings), "no weights for some of its own targets: 2 names"),
+    "a weight too many": (lambda tensors, settings: (tensors | {"conv_in.lora_A.weight": torch.zeros(2, 8, 3, 3), "conv_in.lora_B.weight": torch.zeros(16, 2, 1, 1)}, settings), "has no place for: 2 names, for example conv_in"),
+    "renamed blocks": (renamed, "has no place for"),
+    "a foreign prefix": (foreign_prefix, "has no place for"),
+    "another rank": (lambda tensors, settings: (tensors, settings | {"r": 4}), "another shape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LORA)
+def test_adapters_that_fit_in_part_are_refused_and_leave_no_trace(name, tmp_path):
+    change, sentence = BAD_LORA[name]
+    unet = tiny_unet()
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=16, target_modules=lora_targets(3), init_lora_weights=False))
+    save_lora(unet, tmp_path)
+    with_metadata(change)(tmp_path / LORA_FILE)
+    fresh, inputs = tiny_unet(), rows()
+    with torch.no_grad():
+        before = fresh(**inputs).sample
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_lora(fresh, tmp_path)
+    assert LORA_FILE in str(error.value) and "\n" not in str(error.value)
+    with torch.no_grad():
+        assert torch.allclose(fresh(**inputs).sample, before, atol=1e-6) and not getattr(fresh, "peft_config", {})
+
+
+def test_an_adapter_name_is_used_once(tmp_path):
+    unet = tiny_unet()
+    unet.add_adapter(LoraConfig(r=2, target_modules=lora_targets(3)))
+    save_lora(unet, tmp_path)
+    with pytest.raises(ValueError, match="has an adapter 'default' already"):
+        load_lora(unet, tmp_path)
+
+
+def test_the_pipeline_takes_adapters_by_the_usual_name(tmp_path):
+    plain, tuned = tiny_pipeline(), tiny_pipeline()
+    tuned.unet.add_adapter(LoraConfig(r=2, lora_alpha=16, target_modules=lora_targets(1), init_lora_weights=False))
+    save_lora(tuned.unet, tmp_path)
+    plain.load_lora_weights(tmp_path)
+    photo = torch.rand(1, 3, 32, 32)
+    assert torch.allclose(*(pipe(photo, 2, generator=torch.Generator().manual_seed(0)).images for pipe in (plain, tuned)), atol=1e-5)
 
 
 def test_unet_round_trip(tmp_path):

@@ -118,6 +118,46 @@ def test_a_lora_is_accepted_and_changes_the_pictures(checkpoint, tmp_path):
     assert (after - before).abs().max() > 1e-3 and torch.allclose(after, drawn(tuned), atol=1e-5)
 
 
+def with_body_input(checkpoint: Path) -> MultiViewPipeline:
+    "The same checkpoint for twelve input channels: what it knows of the first eight stays, the others are random."
+    pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint))
+    wide = MultiViewUNet.from_config(dict(pipeline.unet.config) | {"in_channels": 12})
+    weights = pipeline.unet.state_dict()
+    fresh = torch.randn(32, 4, 3, 3, generator=torch.Generator().manual_seed(3)) * 0.1
+    wide.load_state_dict(weights | {"conv_in.weight": torch.cat([weights["conv_in.weight"], fresh], 1)})
+    return quiet(MultiViewPipeline(**pipeline.components | {"unet": wide.eval()}, **{name: pipeline.config[name] for name in ("azimuths", "mirrored", "descriptor")}))
+
+
+def test_body_renders_reach_their_own_view_mirrored_where_it_is(checkpoint, tmp_path):
+    pipeline = with_body_input(checkpoint)
+    bodies, seen = torch.rand(1, 7, 3, 48, 48, generator=torch.Generator().manual_seed(0)), []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs, named: seen.append(named["sample"]), with_kwargs=True)
+    drawn(pipeline, body_images=bodies)
+    rows = seen[0].unflatten(0, (2, 2, 7))   # domain, branch (without, with the photo), view
+    assert rows.shape[3] == 12 and (rows[:, 0, :, 4:] == 0).all(), "an unknown photo has an unknown body"
+    shown = bodies[0].clone()
+    shown[3:5] = shown[3:5].flip(-1)
+    with torch.no_grad():
+        latents = pipeline.vae.encode(shown * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    assert torch.allclose(rows[:, 1, :, 8:], latents.expand(2, -1, -1, -1, -1), atol=1e-4)
+    pipeline.save_pretrained(tmp_path / "twelve")
+    again = quiet(MultiViewPipeline.from_pretrained(tmp_path / "twelve"))
+    assert torch.equal(drawn(again, body_images=bodies), drawn(pipeline, body_images=bodies))
+    assert not torch.allclose(drawn(again, body_images=bodies.flip(1)), drawn(pipeline, body_images=bodies), atol=1e-3)
+
+
+def test_body_renders_are_checked(checkpoint):
+    pipeline = with_body_input(checkpoint)
+    for bodies, sentence in ((None, "is missing"), (torch.rand(1, 6, 3, 48, 48), "of shape"), (torch.rand(1, 7, 3, 48, 48) * 2, "in .0, 1."), (torch.zeros(1, 7, 3, 48, 48).int(), "finite floats")):
+        with pytest.raises(ValueError, match=sentence):
+            drawn(pipeline, body_images=bodies)
+    with pytest.raises(ValueError, match="takes no body renders"):
+        drawn(quiet(MultiViewPipeline.from_pretrained(checkpoint)), body_images=torch.rand(1, 7, 3, 48, 48))
+    parts = pipeline.components | {"unet": MultiViewUNet.from_config(dict(pipeline.unet.config) | {"in_channels": 10})}
+    with pytest.raises(ValueError, match="reads 10 channels, needed 8"):
+        MultiViewPipeline(**parts, azimuths=pipeline.config.azimuths, mirrored=pipeline.config.mirrored, descriptor="clip")
+
+
 def test_half_precision_throughout(checkpoint):
     pipeline = quiet(MultiViewPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16))
     assert {next(part.parameters()).dtype for part in (pipeline.unet, pipeline.vae, pipeline.image_encoder, pipeline.prompt_table)} == {torch.bfloat16}
