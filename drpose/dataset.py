@@ -120,13 +120,13 @@ def _draw_hard(recipe: PoseRecipe, clips: dict[str, Clip], count: int, seed: int
         found, tried = found + len(hard), tried + 256
     return Pose.cat(kept)[:count]
 
-# %% ../nbs/06_dataset.ipynb #fd160000
+# %% ../nbs/06_dataset.ipynb #1d3ba4fc
 @dataclass
 class LatentSet:
     """N objects as the models see them.
 
-    `latents` (N, D, V, 4, h, w) half; `photos` (N, 4, h, w) half, the latent of the input picture; `descriptors` (N, P), its global description;
-    `joints` (N, 23, 3) in the generator's frame; `scale` (N,) frame units per metre."""
+    `latents` (N, D, V, 4, h, w) half; `photos` (N, 4, h, w) half, the latent of the input picture, or (N, V, C, h, w) where views are shown different ones; `descriptors` (N, P) or
+    (N, D, V, P), its global description; `joints` (N, 23, 3) in the generator's frame, (N, 0, 3) where nobody knows them; `scale` (N,) frame units per metre, then NaN."""
 
     latents: Tensor
     photos: Tensor

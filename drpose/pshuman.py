@@ -21,7 +21,8 @@ from .photos import CLIPImageProcessor
 
 # %% auto #0
 __all__ = ['PSHUMAN_PIPELINE', 'PSHUMAN_VIEWS', 'PSHUMAN_MIRRORED', 'PROMPT_FILES', 'PSHUMAN_PARTS', 'STOCK_BLOCKS',
-           'read_prompt_file', 'encode_prompts', 'pshuman_prompts', 'load_pshuman', 'is_pshuman', 'from_stable_unclip']
+           'read_prompt_file', 'encode_prompts', 'pshuman_prompts', 'load_pshuman', 'is_pshuman', 'from_stable_unclip',
+           'is_stable_unclip', 'load_stable_unclip']
 
 # %% ../nbs/07b_pshuman.ipynb #ccb96f6e
 PSHUMAN_PIPELINE = "StableUnCLIPImg2ImgPipeline"
@@ -102,7 +103,7 @@ def is_pshuman(folder: str | Path) -> bool:
     except (ValueError, AttributeError):
         return False    # read_config will say what is wrong with it
 
-# %% ../nbs/07b_pshuman.ipynb #e8ddf90b
+# %% ../nbs/07b_pshuman.ipynb #5f220b68
 STOCK_BLOCKS = {"CrossAttnDownBlock2D": "CrossAttnDownBlockMV2D", "CrossAttnUpBlock2D": "CrossAttnUpBlockMV2D", "UNetMidBlock2DCrossAttn": "UNetMidBlockMV2DCrossAttn"}
 
 
@@ -136,3 +137,17 @@ def from_stable_unclip(
         if "attn_mv.to_out" in name:    # upstream zeroes the weight alone and leaves a random bias
             torch.nn.init.zeros_(weight)
     return unet
+
+
+def is_stable_unclip(folder: str | Path) -> bool:
+    "Whether a folder holds the stock U-Net: its index names the same pipeline as PSHuman's."
+    try:
+        return json.loads((Path(folder) / "unet" / "config.json").read_text(encoding="utf-8")).get("_class_name") == "UNet2DConditionModel"
+    except (OSError, ValueError, AttributeError):
+        return False    # whoever loads it will say what is wrong
+
+
+def load_stable_unclip(folder: str | Path, prompt_embeds: str | Path | None = None, in_channels: int = 8) -> dict:
+    "The constructor's arguments for `multiview.MultiViewPipeline` from Stable Diffusion 2.1 unCLIP: PSHuman's views and sentences, a U-Net that has yet to be trained. Errors are those of `load_pshuman`."
+    parts = load_pshuman(folder, prompt_embeds, unet=from_stable_unclip(Path(folder) / "unet", in_channels=in_channels))
+    return parts | {"scheduler": DDIMScheduler.from_config(parts["scheduler"].config, clip_sample=False)}   # a clamped latent has no gradient

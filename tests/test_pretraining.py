@@ -58,7 +58,7 @@ def asked_conditions(monkeypatch, count, config, scheduler=None):
     monkeypatch.setattr("drpose.pretraining.predict", lambda unet, noisy, timestep, condition: seen.append((condition, timestep)) or torch.zeros_like(noisy))
     data = latents()
     data.photos, data.descriptors, data.latents = torch.ones_like(data.photos), torch.ones_like(data.descriptors), torch.zeros_like(data.latents)
-    module = BaseLoss(None, scheduler or default_scheduler(), data, tiny_prompt_embeds(dim=8), config)
+    module = BaseLoss(tiny_parts.unet(0), scheduler or default_scheduler(), data, tiny_prompt_embeds(dim=8), config)
     for step in range(count):
         errors.append(module(step)[1]["mse"].item())
     return seen, errors

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_parts
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
@@ -24,28 +25,7 @@ from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE, from_stable_unclip, i
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    "Random weights, 48-pixel pictures, upstream's names."
-    torch.manual_seed(0)
-    folder = tmp_path / "PSHuman"
-    unet = MultiViewUNet(
-        sample_size=12, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4), norm_num_groups=8, cross_attention_dim=24, projection_class_embeddings_input_dim=32,
-        down_block_types=("CrossAttnDownBlockMV2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlockMV2D"),
-    )  # fmt: skip
-    clip = CLIPVisionConfig(hidden_size=24, intermediate_size=48, projection_dim=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
-    parts = {
-        "unet": unet, "image_encoder": CLIPVisionModelWithProjection(clip), "image_normalizer": StableUnCLIPImageNormalizer(16),
-        "vae": AutoencoderKL(block_out_channels=(8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, sample_size=48),
-        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, steps_offset=1),
-        "image_noising_scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
-    }  # fmt: skip
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    config = folder / "unet" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNetMV2DConditionModel", "_diffusers_version": "0.27.2"}))
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": PSHUMAN_PIPELINE, "unet": ["mvdiffusion.models_unclip.unet_mv2d_condition", "UNetMV2DConditionModel"]}))
-    for seed, name in enumerate(PROMPT_FILES):
-        torch.save(torch.randn(7, 5, 24, generator=torch.Generator().manual_seed(seed)).half(), folder / name)
-    return folder
+    return tiny_parts.pshuman_checkpoint(tmp_path / "PSHuman")
 
 
 def quiet(pipeline: MultiViewPipeline) -> MultiViewPipeline:

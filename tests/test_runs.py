@@ -2,13 +2,18 @@
 
 import ast
 import importlib.util
+import json
 import re
+import shutil
 
 import papermill
 import pytest
+import tiny_parts
 import yaml
 from papermill.exceptions import PapermillExecutionError
 from project_files import RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, parameter_cells, relative, source
+
+from drpose.multiview import MultiViewPipeline
 
 OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "ftfy", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
 OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
@@ -79,8 +84,41 @@ def test_config_fits_a_run_notebook(path):
                 assert isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool), f"{path.name}: {key} is {value!r}, but {default!r} in {notebook.name}"
 
 
+def notebook(name):
+    return next(path for path in RUN_NOTEBOOKS if path.name == name)
+
+
+@pytest.mark.parametrize("start", ["PSHuman's checkpoint", "Stable Diffusion with body renders"])
+def test_a_base_learns_from_scans(start, tmp_path):
+    "render_scans, then train_base with the preset pshuman: killed half way it goes on, and what it leaves is a pipeline."
+    meshes = [str(tiny_parts.colored_box(tmp_path / f"box_{number}.ply", (0.4 + 0.1 * number, 1.6, 0.3))) for number in range(3)]
+    execute(notebook("render_scans.ipynb"), tmp_path, output_dir=str(tmp_path / "scans"), meshes=meshes, size=48)
+    bodies = start != "PSHuman's checkpoint"
+    build = tiny_parts.stable_unclip_checkpoint if bodies else tiny_parts.pshuman_checkpoint
+    for folder in (tmp_path / "scans").iterdir() if bodies else []:
+        (folder / "image").rename(folder / "smpl_image"), shutil.copytree(folder / "smpl_image", folder / "image")
+    settings = dict(preset="pshuman", scans=str(tmp_path / "scans"), checkpoint=str(build(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=2, steps=6, warmup_steps=1, learning_rate=3.0e-3, ema_decay=0.0, sample_steps=2,
+                    separate_timesteps=True, condition_dropout=0.05, snr_gamma=5.0, gradient_checkpointing=True, body_renders=bodies, checkpoint_every=2)  # fmt: skip
+    execute(notebook("train_base.ipynb"), tmp_path, **settings)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    errors = list(summary["metrics"]["error_by_timestep"].values())
+    assert summary["steps"] == 6 and sum(after for _, after in errors) < sum(before for before, _ in errors), errors
+    assert (tmp_path / "run" / "box_2.png").exists(), "a sheet of the scan that was held out"
+    pipeline = MultiViewPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    assert pipeline.unet.config.in_channels == (12 if bodies else 8) and pipeline.config.descriptor == "clip"
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"preset": "large"}, "'preset' is 'large'"), ({"preset": "pshuman"}, "'scans' is '', but needs to be a folder for the preset pshuman"), ({"scans": "somewhere"}, "'scans' is 'somewhere', but needs to be .* empty for tiny"),
+    ({"precision": "fp16"}, "overflow in fp16"), ({"fronts": [8]}, "'fronts'"), ({"body_renders": True}, "'body_renders'"),
+])  # fmt: skip
+def test_train_base_refuses_what_does_not_go_together(change, sentence, tmp_path):
+    with pytest.raises(PapermillExecutionError, match=sentence):
+        execute(notebook("train_base.ipynb"), tmp_path, **change)
+
+
 def test_generate_keeps_what_is_done_and_refuses_other_settings(tmp_path):
-    (path,) = (path for path in RUN_NOTEBOOKS if path.name == "generate.ipynb")
+    path = notebook("generate.ipynb")
     execute(path, tmp_path, num_inference_steps=2)
     sheets = sorted((tmp_path / "run").glob("*/sheet.png"))
     pictures = [sheet.read_bytes() for sheet in sheets]

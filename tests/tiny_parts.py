@@ -1,10 +1,21 @@
 """Random miniature models, small enough that a post-training step takes milliseconds."""
 
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
 import torch
+import trimesh
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from drpose.dataset import TINY_RIG
 from drpose.multiview import MultiViewUNet, default_scheduler, tiny_prompt_embeds
+from drpose.photos import CLIPImageProcessor
 from drpose.posescore import SkeletonPredictor
+from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE
 from drpose.training import PairConditions, PostTrainConfig
 
 
@@ -39,3 +50,53 @@ def parts(seed: int = 0) -> tuple:
 def config(**changes) -> PostTrainConfig:
     return PostTrainConfig(**({"steps": 10, "batch_size": 2, "num_inference_steps": 4, "early_stop": 1, "lora_rank": 2, "lora_alpha": 2.0, "learning_rate": 1e-2,
                                "warmup_steps": 0, "log_every": 1, "checkpoint_every": 3} | changes))
+
+
+def pshuman_checkpoint(folder: Path) -> Path:
+    "A checkpoint in PSHuman's layout: random weights, 48-pixel pictures, upstream's names."
+    torch.manual_seed(0)
+    unet = MultiViewUNet(
+        sample_size=12, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4), norm_num_groups=8, cross_attention_dim=24, projection_class_embeddings_input_dim=32,
+        down_block_types=("CrossAttnDownBlockMV2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlockMV2D"),
+    )  # fmt: skip
+    clip = CLIPVisionConfig(hidden_size=24, intermediate_size=48, projection_dim=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    parts = {
+        "unet": unet, "image_encoder": CLIPVisionModelWithProjection(clip), "image_normalizer": StableUnCLIPImageNormalizer(16),
+        "vae": AutoencoderKL(block_out_channels=(8, 16, 16), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, sample_size=48),
+        "scheduler": DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False, steps_offset=1),
+        "image_noising_scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    }  # fmt: skip
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "UNetMV2DConditionModel", "_diffusers_version": "0.27.2"}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": PSHUMAN_PIPELINE, "unet": ["mvdiffusion.models_unclip.unet_mv2d_condition", "UNetMV2DConditionModel"]}))
+    for seed, name in enumerate(PROMPT_FILES):
+        torch.save(torch.randn(7, 5, 24, generator=torch.Generator().manual_seed(seed)).half(), folder / name)
+    return folder
+
+
+def stable_unclip_checkpoint(folder: Path) -> Path:
+    "The same with a stock U-Net and a scheduler that clips, as Stable Diffusion 2.1 unCLIP has them."
+    pshuman_checkpoint(folder)
+    shutil.rmtree(folder / "unet")
+    torch.manual_seed(3)
+    UNet2DConditionModel(
+        sample_size=12, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4), norm_num_groups=8, cross_attention_dim=24, use_linear_projection=True, class_embed_type="projection",
+        projection_class_embeddings_input_dim=32, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", steps_offset=1).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": PSHUMAN_PIPELINE, "unet": ["diffusers", "UNet2DConditionModel"]}))
+    return folder
+
+
+def colored_box(path: Path, size=(0.4, 1.6, 0.3)) -> Path:
+    "A box standing up, as a mesh file: its front (+z) red, its back blue, its left side (+x) green, the others grey."
+    box = trimesh.creation.box(size)
+    colors = np.full((len(box.faces), 4), 128, np.uint8)
+    for axis, sign, color in ((2, 1, (255, 0, 0)), (2, -1, (0, 0, 255)), (0, 1, (0, 255, 0))):
+        colors[box.face_normals[:, axis] * sign > 0.5, :3] = color
+    box.unmerge_vertices()
+    box.visual = trimesh.visual.ColorVisuals(box, vertex_colors=np.repeat(colors, 3, axis=0))
+    box.export(path)
+    return path

@@ -1,0 +1,269 @@
+"""Scans (drpose.scans): meshes become pictures whose sides, normals and outlines are right, pictures become examples, examples latents; and bad folders get one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_parts
+import torch
+import torch.nn.functional as F
+import trimesh
+from PIL import Image
+from safetensors.torch import load_file
+
+from drpose import scans
+from drpose.multiview import MultiViewPipeline, PromptTable
+from drpose.pshuman import is_stable_unclip, load_stable_unclip
+from drpose.scans import ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures, render_scan, render_scans, scan_example
+
+FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
+SIX = (0, 45, 90, 180, 270, 315)
+MIRRORED = (False, False, False, True, True, False)
+RED, GREEN, BLUE = torch.eye(3)
+
+
+def middle(picture: torch.Tensor) -> torch.Tensor:
+    "The centre pixel of (C, S, S)."
+    return picture[:, picture.shape[-1] // 2, picture.shape[-1] // 2]
+
+
+@pytest.fixture
+def box(tmp_path) -> Path:
+    return render_scans([tiny_parts.colored_box(tmp_path / "box.ply")], tmp_path / "renders", size=48)[0]
+
+
+# --- rendering ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_side_of_a_box_is_seen_from_its_side(tmp_path):
+    colors, normals = render_scan(read_scan(tiny_parts.colored_box(tmp_path / "box.ply")), size=48)
+    assert colors.shape == (8, 4, 48, 48) and normals.shape == (8, 3, 48, 48)
+    for number, color, normal in ((0, RED, (0, 0, 1)), (2, GREEN, (1, 0, 0)), (4, BLUE, (0, 0, -1)), (6, torch.full((3,), 128 / 255), (-1, 0, 0))):
+        assert torch.allclose(middle(colors[number])[:3], color, atol=0.01) and middle(colors[number])[3] == 1
+        tilt = (middle(normals[number]) * torch.tensor(normal, dtype=torch.float32)).sum()
+        assert tilt > 0.4, "smoothed over the box's edges, but on this side of it"
+
+
+def test_the_frame_is_pshumans(tmp_path):
+    colors, _ = render_scan(read_scan(tiny_parts.colored_box(tmp_path / "box.ply", (0.4, 1.6, 0.3))), size=100, supersample=4)
+    diagonal = (0.4**2 + 1.6**2 + 0.3**2) ** 0.5
+    for number, width in ((0, 0.4), (2, 0.3)):
+        covered = colors[number, 3].sum().item() / 100**2
+        assert covered == pytest.approx(width * 1.6 / diagonal**2, rel=0.01)
+
+
+def test_a_texture_is_sampled_where_it_belongs(tmp_path):
+    "A square facing +z whose picture has one colour per quarter: top left red, top right green, bottom left blue, bottom right white."
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32, :32], picture[:32, 32:], picture[32:, :32], picture[32:, 32:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+    corners = np.array([[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0.0]])
+    visual = trimesh.visual.TextureVisuals(uv=(corners[:, :2] + 1) / 2, image=Image.fromarray(picture))
+    trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False).export(tmp_path / "square.glb")
+    scan = read_scan(tmp_path / "square.glb")
+    assert scan.texture is not None and scan.colors is None
+    colors, _ = render_scan(scan, size=40)
+    for row, column, color in ((12, 12, RED), (12, 27, GREEN), (27, 12, BLUE), (27, 27, torch.ones(3))):
+        assert torch.allclose(colors[0, :3, row, column], color, atol=0.02)
+    assert torch.allclose(colors[4, :3, 12, 27], RED, atol=0.02), "from behind, left is right"
+
+
+def test_seams_do_not_show_in_the_normals(tmp_path):
+    "A sphere cut open along a meridian (as textures are) has the normals of the whole one."
+    whole = trimesh.creation.icosphere(3)
+    whole.export(tmp_path / "whole.ply")
+    cut = whole.copy()
+    cut.unmerge_vertices()      # every face on its own
+    trimesh.Trimesh(cut.vertices, cut.faces, process=False).export(tmp_path / "cut.ply")
+    first, second = (render_scan(read_scan(tmp_path / name), size=32)[1] for name in ("whole.ply", "cut.ply"))
+    assert len(read_scan(tmp_path / "cut.ply").vertices) > len(read_scan(tmp_path / "whole.ply").vertices)
+    assert torch.allclose(first, second, atol=1e-4)
+
+
+def test_outline_pixels_keep_their_colour(tmp_path):
+    colors, _ = render_scan(read_scan(tiny_parts.colored_box(tmp_path / "box.ply")), size=41, supersample=3)
+    partly = (colors[0, 3] > 0) & (colors[0, 3] < 1)
+    assert partly.any() and torch.allclose(colors[0, :3, partly], RED[:, None].expand(-1, int(partly.sum())), atol=0.01)
+
+
+def test_finished_scans_are_kept_and_torn_ones_made_again(tmp_path, monkeypatch):
+    mesh, folder = tiny_parts.colored_box(tmp_path / "box.ply"), tmp_path / "renders"
+    (folder / ".box.part" / "image").mkdir(parents=True)
+    (folder / ".box.part" / "image" / "009.png").write_bytes(b"left by a kill")
+    (place,) = render_scans([mesh], folder, size=24)
+    assert sorted(path.name for path in place.rglob("*.png")) == sorted([f"{number:03d}.png" for number in range(8)] * 2) and not list(folder.glob(".*"))
+    monkeypatch.setattr(scans, "render_scan", lambda *inputs: pytest.fail("rendered again"))
+    render_scans([mesh], folder, size=24)
+
+
+# --- reading and composing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not FIXTURE.is_file(), reason=f"reference data {FIXTURE} is not on this machine")
+@pytest.mark.parametrize("view", [0, 1, 2, 4, 6, 7])
+def test_normals_in_the_fronts_frame_equal_pshumans(view, tmp_path):
+    data = load_file(FIXTURE)
+    for number in range(8):
+        for kind, channels in (("image", [np.zeros((96, 96, 3), np.uint8), (data["nrm.alpha"].numpy() * 255).round().astype(np.uint8)]), ("normal", [data["nrm.world_png_uint8"].numpy()])):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(np.concatenate(channels, -1)).save(tmp_path / kind / f"{number:03d}.png")
+    pictures = read_scan_pictures(tmp_path, 96)
+    pictures.alphas[:] = data["nrm.alpha"].permute(2, 0, 1)     # upstream's is not of 8 bits
+    example = scan_example(pictures, view, SIX, (), face_view=False, background=1.0)
+    expected = data[f"nrm.out_frontcam_of_view{view}"].permute(2, 0, 1)
+    assert (example.images[0] - expected).abs().max() < 1 / 255 / 10
+
+
+def test_what_was_rendered_is_read_back(box, tmp_path):
+    colors, normals = render_scan(read_scan(tmp_path / "box.ply"), size=48)
+    pictures = read_scan_pictures(box, 48)
+    sure = pictures.alphas > 0.99
+    assert ((pictures.colors - colors[:, :3]).abs() * sure).max() < 1 / 255 and (pictures.alphas - colors[:, 3:]).abs().max() < 1 / 255
+    assert ((pictures.normals - normals).abs() * sure).max() < 0.02
+    smaller = read_scan_pictures(box, 24)
+    assert smaller.colors.shape == (8, 3, 24, 24) and torch.allclose(smaller.alphas, F.avg_pool2d(pictures.alphas, 2), atol=0.25)
+
+
+def test_turning_the_front_turns_the_normals():
+    vector = torch.tensor([0.6, 0.0, 0.8])[:, None, None]      # toward the viewer at atan(.6 / .8) degrees
+    turned = normals_seen_from(vector, float(np.degrees(np.arctan2(0.6, 0.8))))
+    assert torch.allclose(turned.flatten(), torch.tensor([0.0, 0.0, 1.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("front", range(8))
+def test_any_side_may_be_the_front(box, front):
+    "The view seen from a side shows that side, its normal is +z, and relative views follow."
+    pictures = read_scan_pictures(box, 48)
+    example = scan_example(pictures, front, SIX, MIRRORED, face_view=False)
+    for view, azimuth in enumerate(SIX):
+        source = (front + azimuth // 45) % 8
+        color = pictures.colors[source] * pictures.alphas[source] + 1 - pictures.alphas[source]
+        assert torch.allclose(example.images[1, view], color.flip(-1) if MIRRORED[view] else color, atol=1e-6)
+    normal = middle(example.images[0, 0]) * 2 - 1
+    assert normal[2] > 0.4 and torch.equal(example.shown, example.images[1, :1])
+
+
+def test_the_face_view_is_the_head_window(box):
+    pictures = read_scan_pictures(box, 48)
+    example = scan_example(pictures, 0, SIX, MIRRORED, face_view=True, background=0.5)
+    assert example.images.shape == (2, 7, 3, 48, 48) and example.shown.shape == (2, 3, 48, 48)
+    window = example.images[1, 0, :, :16, 16:32]
+    assert (F.adaptive_avg_pool2d(example.images[1, 6], 16) - window).abs().mean() < 0.03
+    assert torch.equal(example.shown[1], example.images[1, 6]) and middle(example.shown[1]).allclose(RED, atol=0.02)
+
+
+@pytest.mark.parametrize("background", [1.0, 0.0, 0.5])
+def test_one_background_for_photo_and_targets(box, background):
+    example = scan_example(read_scan_pictures(box, 48), 0, SIX, MIRRORED, face_view=True, background=background)
+    for stack in (example.images.flatten(0, 1), example.shown):
+        assert torch.allclose(stack[:, :, -1, 0], torch.tensor(background))
+
+
+def without(kind, number):
+    return lambda folder: (folder / kind / f"{number:03d}.png").unlink()
+
+
+def resaved(change):
+    def spoil(folder):
+        path = folder / "image" / "003.png"
+        change(Image.open(path)).save(path)
+
+    return spoil
+
+
+BAD = {
+    "a picture is missing": (without("image", 5), FileNotFoundError, "005.png: no such picture, needed 000.png to 007.png"),
+    "a normal map is missing": (without("normal", 0), FileNotFoundError, "normal/000.png"),
+    "no alpha": (resaved(lambda picture: picture.convert("RGB")), ValueError, "003.png: has no alpha"),
+    "not square": (resaved(lambda picture: picture.crop((0, 0, 48, 40))), ValueError, "is 48 x 40 pixels, needed a square of at least 48"),
+    "too small": (resaved(lambda picture: picture.resize((20, 20))), ValueError, "is 20 x 20 pixels"),
+    "nobody there": (resaved(lambda picture: Image.new("RGBA", picture.size)), ValueError, "003.png: its alpha is 0 everywhere"),
+    "no picture": (lambda folder: (folder / "image" / "003.png").write_bytes(b"text"), ValueError, "003.png: is no picture"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_folders_get_one_sentence(name, box):
+    spoil, kind, sentence = BAD[name]
+    spoil(box)
+    with pytest.raises(kind, match=sentence) as error:
+        read_scan_pictures(box, 48)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_meshes_get_one_sentence(tmp_path):
+    trimesh.PointCloud(np.random.rand(5, 3)).export(tmp_path / "points.ply")
+    (tmp_path / "text.obj").write_text("hello")
+    (tmp_path / "torn.glb").write_bytes(b"glTF" + bytes(10))
+    for name, kind, sentence in (("gone.obj", FileNotFoundError, "no such file"), ("points.ply", ValueError, "holds no triangles|cannot be read"), ("text.obj", ValueError, "holds no triangles|cannot be read"), ("torn.glb", ValueError, "cannot be read as a mesh")):
+        with pytest.raises(kind, match=sentence) as error:
+            read_scan(tmp_path / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="two meshes are called 'box'"):
+        render_scans([tmp_path / "a" / "box.ply", tmp_path / "b" / "box.obj"], tmp_path / "renders")
+
+
+def test_views_that_were_not_rendered_are_refused():
+    blank = ScanPictures(torch.rand(8, 3, 12, 12), torch.ones(8, 1, 12, 12), F.normalize(torch.randn(8, 3, 12, 12), dim=1))
+    with pytest.raises(ValueError, match="every 45 degrees"):
+        scan_example(blank, 0, (0, 30), (), face_view=False)
+    with pytest.raises(ValueError, match="front 8"):
+        scan_example(blank, 8, (0, 90), (), face_view=False)
+
+
+# --- latents ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_latents_are_what_the_pipeline_would_be_told(box, tmp_path):
+    pipeline = MultiViewPipeline.from_pretrained(tiny_parts.pshuman_checkpoint(tmp_path / "PSHuman"))
+    data = encode_scans(pipeline, [box], tmp_path / "latents", fronts=(0, 1), backgrounds=(1.0, 0.5))
+    assert data.latents.shape == (4, 2, 7, 4, 12, 12) and data.photos.shape == (4, 7, 4, 12, 12) and data.descriptors.shape == (4, 2, 7, 32)
+    assert data.joints.shape == (4, 0, 3)
+    example = scan_example(read_scan_pictures(box, 48), 1, SIX, MIRRORED, face_view=True)      # front 1 on white: the third
+    with torch.no_grad():
+        told = pipeline.condition(example.shown[None], torch.Generator().manual_seed(0), 0)
+        target = pipeline.vae.encode(example.images.flatten(0, 1) * 2 - 1).latent_dist.mode().unflatten(0, (2, 7)) * pipeline.vae.config.scaling_factor
+    assert torch.allclose(data.latents[2].float(), target, atol=2e-3) and torch.allclose(data.photos[2].float(), told.condition_latents[0], atol=2e-3)
+    assert torch.allclose(data.descriptors[2], told.class_labels[0], atol=0.1), "up to the noise of level 0"
+    assert not torch.allclose(data.photos[0], data.photos[1]) and not torch.allclose(data.latents[0], data.latents[2])
+
+
+def test_kept_latents_are_read_and_belong_to_their_makers(box, tmp_path, monkeypatch):
+    pipeline = MultiViewPipeline.from_pretrained(tiny_parts.pshuman_checkpoint(tmp_path / "PSHuman"))
+    first = encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
+    made = []
+    real = scans.encode_scan
+    monkeypatch.setattr(scans, "encode_scan", lambda *inputs: made.append(1) or real(*inputs))
+    again = encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
+    assert not made and torch.equal(first.latents, again.latents)
+    encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(0.0,))
+    assert len(made) == 1
+    with torch.no_grad():
+        pipeline.vae.encoder.conv_in.bias.add_(1)
+    encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
+    assert len(made) == 2, "another autoencoder"
+    Image.new("RGBA", (48, 48), "red").save(box / "image" / "002.png")
+    encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
+    assert len(made) == 3, "another picture"
+    with pytest.raises(ValueError, match="at least one scan"):
+        encode_scans(pipeline, [], tmp_path / "latents")
+
+
+def test_body_renders_are_the_third_picture(box, tmp_path):
+    folder = tiny_parts.stable_unclip_checkpoint(tmp_path / "stock")
+    assert is_stable_unclip(folder)
+    parts = load_stable_unclip(folder, in_channels=12)
+    pipeline = MultiViewPipeline(**parts | {"prompt_table": PromptTable.of(parts["prompt_table"])})
+    with pytest.raises(FileNotFoundError, match="smpl_image/000.png"):
+        encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
+    (box / "smpl_image").mkdir()
+    for number in range(8):
+        Image.new("RGBA", (48, 48), (30 * number, 0, 0, 255)).save(box / "smpl_image" / f"{number:03d}.png")
+    data = encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
+    assert data.photos.shape == (1, 7, 8, 12, 12)
+    flat = torch.zeros(1, 3, 48, 48)
+    flat[:, 0] = 30 * 4 / 255      # the back view, three views on, is picture 004
+    with torch.no_grad():
+        expected = pipeline.vae.encode(flat * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
+    assert torch.allclose(data.photos[0, 3, 4:].float(), expected[0], atol=2e-3)
