@@ -373,7 +373,7 @@ class MultiViewUNet(MultiViewNetwork):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
-# %% ../nbs/07a_multiview_unet.ipynb #bb64cc24
+# %% ../nbs/07a_multiview_unet.ipynb #7940b6ae
 def lora_targets(prompt_tokens: int) -> str:
     "Pattern of the attention projections that LoRA should adapt, for text of that many tokens; for `peft.LoraConfig(target_modules=...)`."
     text = r"to_(v|out\.0)" if prompt_tokens == 1 else r"to_(q|k|v|out\.0)"
@@ -384,7 +384,7 @@ def idle_parameters(unet: nn.Module) -> list[str]:
     "Names of the parameters that one-token text leaves unused: they get no gradient, and distributed training has to know."
     return [name for name, _ in unet.named_parameters() if "norm2" in name and "transformer_blocks" in name or "attn2.to_q" in name or "attn2.to_k" in name]
 
-
+# %% ../nbs/07a_multiview_unet.ipynb #28cc9348
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -410,7 +410,7 @@ def lora_settings(path: Path) -> dict:
         raise ValueError(f"{path} does not say its rank, alpha and targets (lora_adapter_metadata), needed to know how strong it is; save it with save_lora.")
     return settings
 
-
+# %% ../nbs/07a_multiview_unet.ipynb #d1930313
 def lora_shapes(unet: MultiViewUNet, settings: dict) -> dict[str, tuple[int, ...]]:
     "Names and shapes of the tensors that an adapter of these settings has for this network."
     targets, shapes = settings["target_modules"], {}
@@ -432,7 +432,7 @@ def check_lora(unet: MultiViewUNet, path: Path) -> None:
     if wrong:
         raise ValueError(f"{path} was made for a network of another shape, or of another rank than it says: {wrong} is {stored[wrong]}, needed {needed[wrong]}.")
 
-
+# %% ../nbs/07a_multiview_unet.ipynb #6861c2a9
 def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default") -> None:
     "Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it is damaged, does not say its alpha, or fits this network only in part."
     path = Path(folder) / LORA_FILE

@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 import tiny_parts
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from drpose.multiview import MultiViewPipeline
 from drpose.multiview_unet import MultiViewUNet, load_lora, lora_targets, save_lora
-from drpose.photos import CLIPImageProcessor
-from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE, from_stable_unclip, is_pshuman, load_pshuman, pshuman_prompts
+from drpose.pshuman import PROMPT_FILES, from_stable_unclip, is_pshuman, load_pshuman, pshuman_prompts
 
 
 @pytest.fixture
