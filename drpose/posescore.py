@@ -19,9 +19,8 @@ from .model_files import CheckedModel
 from .rendering import skeleton_maps
 
 # %% auto #0
-__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'TRANSPORT_REACH', 'REWARD_FORMS', 'ReaderBlock', 'view_features',
-           'check_latents', 'SkeletonPredictor', 'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess',
-           'spatial_excess', 'map_distance', 'transport_distance', 'PoseScore']
+__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'ReaderBlock', 'view_features', 'check_latents', 'SkeletonPredictor',
+           'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess', 'map_distance', 'PoseScore']
 
 # %% ../nbs/08_posescore.ipynb #f1c2b138
 class ReaderBlock(nn.Module):
@@ -141,7 +140,7 @@ def read_joints(logits: Tensor, rig: ViewRig) -> ReadJoints:
     points = soft_argmax(logits, rig)
     return ReadJoints(points, grid.triangulate(points))
 
-# %% ../nbs/08_posescore.ipynb #e2b9e90e
+# %% ../nbs/08_posescore.ipynb #4a0b2c81
 POSITIVE_WEIGHT = 10.0  # extra weight of a cell that lies on a joint
 SPATIAL_WEIGHT = 0.1  # share of the spatial cross-entropy beside BCE
 
@@ -161,44 +160,19 @@ def spatial_excess(logits: Tensor, target: Tensor) -> Tensor:
     return (truth * (truth.log() - logits.flatten(-2).log_softmax(-1))).sum(-1).mean(-1)
 
 
-def map_distance(logits: Tensor, target: Tensor, spatial_weight: float = SPATIAL_WEIGHT, perceptual=None, perceptual_weight: float = 0.1) -> Tensor:
-    "Distance d between read and true skeleton maps per sample and view, (B, V) >= 0; `perceptual(maps, target)` may add a (B, V) term."
-    distance = bce_excess(logits, target) + spatial_weight * spatial_excess(logits, target)
-    if perceptual is not None:
-        distance = distance + perceptual_weight * perceptual(logits.sigmoid(), target)
-    return distance
+def map_distance(logits: Tensor, target: Tensor) -> Tensor:
+    "Distance d between read and true skeleton maps per sample and view, (B, V) >= 0."
+    return bce_excess(logits, target) + SPATIAL_WEIGHT * spatial_excess(logits, target)
 
-# %% ../nbs/08_posescore.ipynb #e4f9bf9f
-TRANSPORT_REACH = 3 / 16  # tau, sides of the frame: about a fifth of a standing body's height in the tiny world
-
-
-def transport_distance(logits: Tensor, points: Tensor) -> Tensor:
-    """Mean cost of moving each read map onto its true point, (B, V) in [0, 1): one half where a joint is TRANSPORT_REACH away.
-
-    `logits` (B, V, J, h, w); `points` (B, V, J, 2), x then y, in pixels of the (square) map, cell centres at half-integers as in `ViewRig`."""
-    size = logits.shape[-1]
-    axis = (torch.arange(size, device=logits.device, dtype=logits.dtype) + 0.5) / size
-    column, row = (points / size).unbind(-1)
-    squared = (axis - column[..., None]).square()[..., None, :] + (axis - row[..., None]).square()[..., :, None]
-    cost = squared / (squared + TRANSPORT_REACH**2)
-    return (logits.flatten(-2).softmax(-1) * cost.flatten(-2)).sum(-1).mean(-1)
-
-# %% ../nbs/08_posescore.ipynb #a2d5c412
-REWARD_FORMS = ("maps", "transport")
-
-
+# %% ../nbs/08_posescore.ipynb #5772cd55
 class PoseScore(nn.Module):
     """Reward of multi-view latents for a pose: minus the distance of the read maps from the true ones, averaged over views (DrPose, PoseScore).
 
-    `form` is "maps" (the paper's cross-entropy, `map_distance`) or "transport" (`transport_distance`). `predictor` is frozen and set to
-    evaluation mode. `body_model` is needed only when poses (not joints) are scored. ValueError for another form."""
+    `predictor` is frozen and set to evaluation mode. `body_model` is needed only when poses (not joints) are scored."""
 
-    def __init__(self, predictor: SkeletonPredictor, body_model: BodyModel | None = None, spatial_weight: float = SPATIAL_WEIGHT, perceptual=None, form: str = "maps"):
+    def __init__(self, predictor: SkeletonPredictor, body_model: BodyModel | None = None):
         super().__init__()
-        if form not in REWARD_FORMS:
-            raise ValueError(f"form is {form!r}; it must be one of {', '.join(REWARD_FORMS)}")
-        self.predictor = predictor.eval().requires_grad_(False)
-        self.body_model, self.spatial_weight, self.perceptual, self.form = body_model, spatial_weight, perceptual, form
+        self.predictor, self.body_model = predictor.eval().requires_grad_(False), body_model
 
     def target(self, pose: Pose | Tensor, rig: ViewRig, grid_size: int) -> Tensor:
         "True skeleton maps (B, V, 23, h, w) on the latent grid of `grid_size` cells."
@@ -218,10 +192,7 @@ class PoseScore(nn.Module):
     def per_view(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig) -> Tensor:
         "Reward of each view, (B, V), at most 0."
         logits = self.predictor(latents, rig)
-        if self.form == "transport":
-            points = rig.resized(logits.shape[-1]).project(self.framed_joints(pose))
-            return -transport_distance(logits, points.to(logits.dtype))
-        return -map_distance(logits, self.target(pose, rig, logits.shape[-1]).to(logits.dtype), self.spatial_weight, self.perceptual)
+        return -map_distance(logits, self.target(pose, rig, logits.shape[-1]).to(logits.dtype))
 
     def forward(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig) -> Tensor:
         "Reward of each sample, (B,), at most 0: latents (B, D, V, C, h, w), pose of the same batch, and the rig the latents were made for."
