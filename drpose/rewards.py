@@ -189,7 +189,7 @@ def silhouette_distance(seen: Reading) -> Tensor:
     both = seen.figure * seen.masks
     return 1 - both.sum((-2, -1)) / (seen.figure + seen.masks - both).sum((-2, -1)).clamp_min(1e-6)
 
-# %% ../nbs/08a_rewards.ipynb #d99677bb
+# %% ../nbs/08a_rewards.ipynb #36b255bb
 TERMS: dict[str, Callable[[Reading], Tensor]] = {
     "maps": maps_distance,
     "bce": lambda seen: bce_excess(seen.logits, seen.target),
@@ -207,7 +207,7 @@ def read_recipe(recipe: str) -> dict[str, float]:
     "Weights by term: \"transport + 0.5 joints3d\" -> {\"transport\": 1.0, \"joints3d\": 0.5}. ValueError for anything else."
     weights: dict[str, float] = {}
     for part in str(recipe).split("+"):
-        found = re.fullmatch(r"\s*(?:([0-9.]+(?:e-?[0-9]+)?)\s*\*?\s+)?([a-z0-9]+)\s*", part)
+        found = re.fullmatch(r"\s*(?:([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*\*?\s+)?([a-z0-9]+)\s*", part)
         if found is None or found[2] not in TERMS:
             raise ValueError(f"reward is {recipe!r}; it must be terms joined by +, each with a weight before it if it is not 1; there are {', '.join(TERMS)}")
         weight = float(found[1] or 1)

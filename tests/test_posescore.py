@@ -6,7 +6,7 @@ import torch
 
 from drpose.bodies import Pose, load_body
 from drpose.cameras import ViewRig, frame_by_diagonal
-from drpose.posescore import PoseScore, SkeletonPredictor, bce_excess, map_distance, read_joints, spatial_excess, transport_distance, view_features
+from drpose.posescore import PoseScore, SkeletonPredictor, bce_excess, map_distance, read_joints, spatial_excess, view_features
 from drpose.rendering import skeleton_maps
 
 RIG = ViewRig((0.0, 90.0, 180.0, 270.0), image_size=16, mirrored=(False, False, True, True))
@@ -84,14 +84,6 @@ def test_gradient_pulls_a_joint_toward_its_place(joints):
     assert shift.grad[0] > 0 and shift.grad[1].abs() < shift.grad[0]
 
 
-def test_perceptual_term_is_optional_and_added(joints):
-    target = skeleton_maps(joints, RIG, 1.0)
-    logits = logits_of(joints)
-    plain = map_distance(logits, target)
-    more = map_distance(logits, target, perceptual=lambda maps, truth: torch.ones(maps.shape[:2]), perceptual_weight=0.5)
-    torch.testing.assert_close(more, plain + 0.5)
-
-
 def test_save_and_load_round_trip(tmp_path):
     predictor = tiny_parts.predictor()
     predictor.save_pretrained(tmp_path)
@@ -112,44 +104,3 @@ def test_save_and_load_round_trip(tmp_path):
 def test_bad_inputs(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(PoseScore(tiny_parts.predictor()))
-
-
-def test_transport_is_the_mean_cost_of_moving_the_map():
-    "Against a plain sum over cells, for a map that is not square-symmetric."
-    logits = torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    points = torch.rand(1, 2, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 8
-    found = transport_distance(logits, points)
-    for view in range(2):
-        total = 0.0
-        for joint in range(3):
-            share = logits[0, view, joint].exp() / logits[0, view, joint].exp().sum()
-            x, y = (points[0, view, joint] / 8).tolist()
-            for row in range(8):
-                for column in range(8):
-                    distance = ((column + 0.5) / 8 - x) ** 2 + ((row + 0.5) / 8 - y) ** 2
-                    total += share[row, column].item() * distance / (distance + (3 / 16) ** 2) / 3
-        assert abs(found[0, view].item() - total) < 1e-12
-
-
-def test_a_smear_between_two_places_earns_under_cross_entropy_only():
-    rig = ViewRig((0.0,), image_size=16)
-    ends = torch.zeros(2, 23, 3)
-    ends[0, :, 0], ends[1, :, 0] = -0.2, 0.2
-    sharp, points = skeleton_maps(ends, rig, 1.0), rig.project(ends)
-    smear = sharp.mean(0, keepdim=True).expand_as(sharp)
-    def charged(maps):
-        return map_distance(torch.logit(maps.clamp(1e-4, 1 - 1e-4)), sharp).mean(), transport_distance((maps + 1e-12).log(), points).mean()
-    right, wrong, between = charged(sharp), charged(sharp.flip(0)), charged(smear)
-    assert between[0] < 0.3 * (right[0] + wrong[0]) / 2
-    assert abs(between[1] / ((right[1] + wrong[1]) / 2) - 1) < 1e-4
-
-
-def test_transport_form_of_the_score():
-    "The mean over views of the distances to the projected joints; an unknown form is refused."
-    predictor, rig = tiny_parts.predictor(), RIG
-    latents, joints = torch.randn(2, 2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 23, 3)
-    score = PoseScore(predictor, form="transport")
-    expected = -transport_distance(predictor(latents, rig), rig.project(joints)).mean(1)
-    torch.testing.assert_close(score(latents, joints, rig), expected)
-    with pytest.raises(ValueError, match="form is 'blur'.*maps, transport"):
-        PoseScore(predictor, form="blur")

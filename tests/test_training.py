@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from drpose.multiview import Condition, denoise, predict
 from drpose.multiview_unet import adapters_off, merged
-from drpose.posescore import PoseScore
+from drpose.rewards import RewardSum
 from drpose.runs import RunDirectory
 from drpose.training import PairConditions, PostTrainLoss, posttrain, prepare_weights
 
@@ -29,7 +29,7 @@ def base_tensors(unet):
 def loss_module(config, seed=0):
     unet, scheduler, predictor, data, prompts, rig = tiny_parts.parts(seed)
     base = prepare_weights(unet, config)
-    return PostTrainLoss(unet, base, scheduler, PoseScore(predictor), data, prompts, rig, config)
+    return PostTrainLoss(unet, base, scheduler, RewardSum(predictor, config.reward), data, prompts, rig, config)
 
 
 @pytest.mark.parametrize("rank", [2, 0])
@@ -109,7 +109,7 @@ def test_walk_carries_samples_from_noise_to_image():
     seen = []
     for update in range(5):
         module(update)
-        seen.append(module.samples[0].clone())
+        seen.append(module.samples[0, 0].clone())
     sitters = module.sitters
     condition = Condition(*(value[[sitters.pair(0, 0)]] for value in (sitters.data.photos, sitters.data.descriptors)), sitters.prompt_embeds)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_a_broken_answer_does_not_poison_the_walk():
     with torch.no_grad():
         next(module.unet.parameters()).fill_(float("nan"))
     loss, _ = module(1)
-    assert not torch.isfinite(loss) and torch.equal(module.samples[0], before[0]) and torch.isfinite(module.samples).all()
+    assert not torch.isfinite(loss) and torch.equal(module.samples[0, 0], before[0, 0]) and torch.isfinite(module.samples).all()
 
 
 def test_merged_network_answers_alike(tmp_path):
@@ -184,8 +184,8 @@ def test_noise_belongs_to_the_slot():
 
     for size in (1, 3):
         module = loss_module(tiny_parts.config(batch_size=size))
-        module.score = Capture()
-        module.sitters.data = PairConditions(*(value[:1] for value in vars(module.sitters.data).values()))  # one pair, so the condition is the same
+        module.score, sitters = Capture(), module.sitters.data
+        module.sitters.data = PairConditions(*(value[:1] for value in (sitters.photos, sitters.descriptors, sitters.joints)))  # one pair, so the condition is the same
         module(5)
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
