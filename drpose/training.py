@@ -241,7 +241,7 @@ class PostTrainLoss(nn.Module):
         masks = () if data.masks is None else (data.masks[pairs].repeat(copies, 1, 1, 1).to(images.device),)
         return self.score(images, joints, self.rig, *masks)
 
-# %% ../nbs/10c_training.ipynb #aa19d226
+# %% ../nbs/10c_training.ipynb #c9dc9f3c
 @dataclass
 class PostTrainResult:
     "The tuned network (EMA weights in place), what to call when sampling (the adapter folded in; hands over to the base), what the loop did, and where the adapter (None for full weights) lies."
@@ -255,7 +255,7 @@ class PostTrainResult:
 def pose_reward(config: PostTrainConfig, predictor: SkeletonPredictor, data: PairConditions, figure: FigureMap | None = None) -> RewardSum:
     "The reward that `config` asks for. ValueError if it needs outlines and `data` or `figure` is without."
     if "silhouette" in read_recipe(config.reward) and (data.masks is None or figure is None):
-        raise ValueError(f"setting 'reward' is {config.reward!r}, but the term silhouette needs outlines: condition_pairs(..., outlines=rig) and figure=FigureMap.of(vae, image_size)")
+        raise ValueError(f"setting 'reward' is {config.reward!r}, but the term silhouette needs outlines: condition_pairs(..., outlines=rig) and figure=FigureMap.fit(latents, masks)")
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
     return RewardSum(predictor, config.reward, figure=figure, perceptual=perceptual, radius=config.reward_radius)
 

@@ -143,16 +143,25 @@ def test_silhouette_is_the_soft_overlap(joints):
     half = TERMS["silhouette"](reading(joints, joints, masks=masks, figure=masks * (torch.arange(16) < 8)))
     torch.testing.assert_close(right, torch.zeros(1, 4))
     torch.testing.assert_close(half, torch.full((1, 4), 0.5))
+    soft = masks * 0.3  # soft edges: the truth must not be charged for being itself
+    torch.testing.assert_close(TERMS["silhouette"](reading(joints, joints, masks=soft, figure=soft)), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="true masks"):
         TERMS["silhouette"](reading(joints, joints))
 
 
-def test_figure_is_empty_where_the_picture_is():
-    empty = torch.randn(2, 4, 8, 8)
-    latents = empty[None, :, None].expand(1, 2, 4, 4, 8, 8).clone()
-    latents[..., 2:5, 3] += 3.0
-    figure = FigureMap(empty)(latents)
-    assert figure.shape == (1, 4, 8, 8) and (figure[..., 2:5, 3] > 0.99).all() and (figure.sum((-2, -1)) < 3.01).all()
+def test_figure_is_read_cell_by_cell():
+    "Where one channel tells body from background, the fitted question finds it, and a cell's answer does not depend on its neighbours."
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(6, 2, 4, 4, 8, 8, generator=generator)
+    masks = (latents[:, 1, :, 2] > 0.3).float()
+    figure = FigureMap.fit(latents, masks)
+    assert ((figure(latents) > 0.5) == (masks > 0.5)).float().mean() > 0.99
+    other = latents.clone()
+    other[..., 3, 3] = 9.0
+    changed = figure(other) != figure(latents)
+    assert not changed[..., :3, :].any() and not changed[..., 4:].any()
+    with pytest.raises(ValueError, match="masks have shape"):
+        FigureMap.fit(latents, masks[:, :1])
 
 
 def test_body_masks_stand_where_the_body_stands():
