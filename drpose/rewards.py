@@ -64,11 +64,12 @@ class Reading:
         "A distance per sample (B,) charged to every view alike."
         return distance[:, None].expand(-1, self.rig.num_views)
 
-# %% ../nbs/08a_rewards.ipynb #27636d77
+# %% ../nbs/08a_rewards.ipynb #a42a4e7c
 SCALES = (1, 2, 4)  # cells per side of a block
 
 
 def maps_distance(seen: Reading) -> Tensor:
+    "The paper's: cross-entropy of the maps and of where each has its mass, without what the truth itself would be charged."
     return bce_excess(seen.logits, seen.target) + SPATIAL_WEIGHT * spatial_excess(seen.logits, seen.target)
 
 
@@ -80,7 +81,7 @@ def multiscale_distance(seen: Reading) -> Tensor:
         total = total + bce_excess(torch.logit(coarse.clamp(1e-6, 1 - 1e-6)), truth)
     return total / len(SCALES)
 
-# %% ../nbs/08a_rewards.ipynb #553952ca
+# %% ../nbs/08a_rewards.ipynb #4e854332
 VGG_LAYERS = ((0, 3, 64), (2, 64, 64), "tap", "pool", (5, 64, 128), (7, 128, 128), "tap", "pool", (10, 128, 256), (12, 256, 256), (14, 256, 256), "tap")
 
 
@@ -123,6 +124,7 @@ class PerceptualDistance(nn.Module):
 
 
 def perceptual_distance(seen: Reading) -> Tensor:
+    "Distance in the features of a network for photographs, (B, V)."
     if seen.perceptual is None:
         raise ValueError("the term perceptual needs the weights of VGG16; give perceptual=PerceptualDistance(<its safetensors file>)")
     return seen.perceptual(seen.logits.sigmoid(), seen.target)

@@ -49,7 +49,7 @@ def parts(seed: int = 0) -> tuple:
 
 def config(**changes) -> PostTrainConfig:
     return PostTrainConfig(**({"steps": 10, "batch_size": 2, "num_inference_steps": 4, "early_stop": 1, "lora_rank": 2, "lora_alpha": 2.0, "learning_rate": 1e-2,
-                               "warmup_steps": 0, "log_every": 1, "checkpoint_every": 3} | changes))
+                               "warmup_steps": 0, "log_every": 1, "checkpoint_every": 3, "tracker": "none"} | changes))
 
 
 def pshuman_checkpoint(folder: Path) -> Path:
