@@ -9,7 +9,7 @@ __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', '
            'lora_targets', 'idle_parameters', 'save_lora', 'lora_settings', 'lora_shapes', 'check_lora', 'load_lora',
            'adapters_off', 'merged', 'without_adapters', 'HandOver']
 
-# %% ../nbs/07a_multiview_unet.ipynb #9d034c47
+# %% ../nbs/07a_multiview_unet.ipynb #fdf6f0a1
 import copy
 import json
 import re
@@ -28,6 +28,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from diffusers.utils import BaseOutput, logging
 from .model_files import CheckedModel, tensor_shapes
+from .repeatable import write_atomic
 from einops import rearrange
 from pathlib import Path
 from safetensors import safe_open
@@ -384,7 +385,7 @@ def idle_parameters(unet: nn.Module) -> list[str]:
     "Names of the parameters that one-token text leaves unused: they get no gradient, and distributed training has to know."
     return [name for name, _ in unet.named_parameters() if "norm2" in name and "transformer_blocks" in name or "attn2.to_q" in name or "attn2.to_k" in name]
 
-# %% ../nbs/07a_multiview_unet.ipynb #28cc9348
+# %% ../nbs/07a_multiview_unet.ipynb #ad509578
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
@@ -393,7 +394,7 @@ def save_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()       # diffusers warns about a list of float32 modules that is empty
     try:
-        unet.save_lora_adapter(str(folder), adapter_name=adapter, weight_name=LORA_FILE)
+        write_atomic(Path(folder) / LORA_FILE, lambda file: unet.save_lora_adapter(str(file.parent), adapter_name=adapter, weight_name=file.name))
     finally:
         logging.set_verbosity(verbosity)
 
@@ -410,14 +411,14 @@ def lora_settings(path: Path) -> dict:
         raise ValueError(f"{path} does not say its rank, alpha and targets (lora_adapter_metadata), needed to know how strong it is; save it with save_lora.")
     return settings
 
-# %% ../nbs/07a_multiview_unet.ipynb #d1930313
+# %% ../nbs/07a_multiview_unet.ipynb #6e49d17a
 def lora_shapes(unet: MultiViewUNet, settings: dict) -> dict[str, tuple[int, ...]]:
     "Names and shapes of the tensors that an adapter of these settings has for this network."
     targets, shapes = settings["target_modules"], {}
     for name, module in unet.named_modules():
         if re.fullmatch(targets, name) if isinstance(targets, str) else name.endswith(tuple(targets)):
-            width, read = getattr(module, "base_layer", module).weight.shape     # wrapped already where there is another adapter
-            shapes |= {f"{name}.lora_A.weight": (settings["r"], read), f"{name}.lora_B.weight": (width, settings["r"])}
+            width, read, *kernel = getattr(module, "base_layer", module).weight.shape     # wrapped already where there is another adapter
+            shapes |= {f"{name}.lora_A.weight": (settings["r"], read, *kernel), f"{name}.lora_B.weight": (width, settings["r"], *[1] * len(kernel))}
     return shapes
 
 

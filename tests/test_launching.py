@@ -1,0 +1,118 @@
+"""Several processes: gradients are averaged, two with one sample are one with two, and a killed run loses nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_parts
+import torch
+from safetensors.torch import load_file
+
+from drpose.dataset import build_dataset, plan_dataset
+from drpose.launching import JOB, PostTrainSources, launch, require_processes, rig_of
+from drpose.multiview import MultiViewPipeline
+from drpose.runs import RunDirectory, new_accelerator
+from drpose.training import embedded_models
+
+TESTS = Path(__file__).parent
+
+
+def two_ranks(*jobs: tuple) -> list:
+    "Run functions of two_ranks.py, each (name, folder, settings), in a process of its own, which may fork: this one has threads."
+    jobs = json.dumps([(what, str(folder), arguments) for what, folder, arguments in jobs])
+    found = subprocess.run([sys.executable, str(TESTS / "two_ranks.py"), jobs], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
+    assert found.returncode == 0, found.stderr[-3000:]
+    told = json.loads(found.stdout.splitlines()[-1])
+    assert all(not isinstance(codes, list) or not any(codes) for codes in told), found.stderr[-3000:]
+    return told
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((folder / "lora").glob("*.safetensors")))
+
+
+def furthest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == two.keys() and len(one) > 0
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("estimator", ["drtune", "draft-lv", "walk"])
+def test_gradients_are_equal_on_ranks_and_those_of_the_full_batch(tmp_path, estimator):
+    "Float64, with noise in the steps (but for the walk): 2 processes x 1, 1 process x 2, and 1 process x 2 parts of 1."
+    shared = dict(estimator=estimator, kl_weight=0.5, eta=0.0 if estimator == "walk" else 0.7)
+    two_ranks(*(("gradients", tmp_path, shared | split) for split in ({"ranks": 2, "batch_size": 1}, {"ranks": 1, "batch_size": 2}, {"ranks": 1, "batch_size": 1, "accumulate": 2})))
+    found = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}
+    assert sorted(found) == ["rank0-of1x1", "rank0-of1x2", "rank0-of2x1", "rank1-of2x1"]
+    whole = found.pop("rank0-of1x1")
+    assert max(value.abs().max() for value in whole["gradients"].values()) > 1e-4
+    for name, part in found.items():
+        assert furthest(part["gradients"], whole["gradients"]) < 1e-12, name
+        assert abs(part["loss"] - whole["loss"]) < 1e-12, name
+    assert furthest(found["rank0-of2x1"]["gradients"], found["rank1-of2x1"]["gradients"]) == 0
+
+
+@pytest.mark.parametrize("estimator", ["drtune", "walk"])
+def test_two_processes_with_one_sample_learn_what_one_with_two_learns(tmp_path, estimator):
+    "Losses and LoRA weights after 5 steps, single precision."
+    shared = dict(steps=5, estimator=estimator, learning_rate=1e-3)
+    splits = {"2x1": {"ranks": 2, "batch_size": 1}, "1x2": {"ranks": 1, "batch_size": 2}, "accumulated": {"ranks": 1, "batch_size": 1, "accumulate": 2}}
+    two_ranks(*(("train", tmp_path / name, shared | split) for name, split in splits.items()))
+    lines = {name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("2x1", "1x2", "accumulated")}
+    for name in ("2x1", "accumulated"):
+        assert furthest(adapter(tmp_path / name), adapter(tmp_path / "1x2")) < 1e-6
+        assert len(lines[name]) == 5 and all(abs(a["loss"] - b["loss"]) <= 1.01e-6 for a, b in zip(lines[name], lines["1x2"], strict=True))
+    start = tiny_parts.unet().state_dict()
+    assert start and max(value.abs().max() for name, value in adapter(tmp_path / "1x2").items() if "lora_B" in name) > 1e-3
+
+
+@pytest.mark.parametrize("estimator", ["drtune", "walk"])
+def test_twenty_kills_lose_nothing(tmp_path, estimator):
+    "kill -9 of a two-process run at random moments, 20 in all over both estimators, resumed each time: weights and metrics equal the uninterrupted run's, no temporary or torn file is left."
+    settings = dict(steps=30, batch_size=1, checkpoint_every=2, estimator=estimator)
+    _, told = two_ranks(("train", tmp_path / "whole", settings | {"ranks": 2}), ("kill_and_resume", tmp_path / "killed", settings | {"kills": 10, "seed": time.time_ns()}))
+    assert told["kills"] == 10 and told["last"] == [0, 0], told
+    assert max(told["resumed_after"]) > 0, told  # at least one kill came while it trained
+    whole = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*"))
+    for run in range(told["runs"]):
+        folder = tmp_path / "killed" / f"run{run}"
+        assert furthest(adapter(folder), adapter(tmp_path / "whole")) == 0, told
+        assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text(), told
+        assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == whole, told
+
+
+def test_launch_starts_as_many_as_asked_and_reads_back(tmp_path, capsys):
+    "Through torchrun, with the shipped models; then again: nothing is trained twice, and what it returns draws alike."
+    sources = PostTrainSources(str(build_dataset(plan_dataset(4), tmp_path / "pairs")))
+    config = tiny_parts.config(steps=2, batch_size=1)
+    result = launch(config, sources, tmp_path / "run", processes=2)
+    assert "posttrain step 2/2" in capsys.readouterr().out and result.loop.steps == 2 and result.loop.finished
+    assert len(torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parameters"]) == len([name for name, _ in result.unet.named_parameters() if "lora_" in name])
+    pipeline = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline")
+    pipeline.load_lora_weights(tmp_path / "run" / "lora")
+    assert furthest(result.unet.state_dict(), pipeline.unet.state_dict()) == 0
+    rows, lines = rig_of(pipeline), RunDirectory(tmp_path / "run", config).metrics()
+    assert rows.image_size == 64 and rows.num_views == 4 and [line["step"] for line in lines] == [1, 2]
+
+
+def test_a_failing_process_is_reported_with_its_reason(tmp_path):
+    sources = PostTrainSources(str(build_dataset(plan_dataset(2), tmp_path / "pairs")))
+    (tmp_path / "pairs" / "dataset.json").write_text('{"pairs": 7}')
+    with pytest.raises(RuntimeError, match="exit code 1 after ValueError: .*promises 7 pairs") as caught:
+        launch(tiny_parts.config(steps=2), sources, tmp_path / "run", processes=2)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_fewer_processes_than_asked_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="2 processes were asked for, but 1 run"):
+        require_processes(new_accelerator(tiny_parts.config(), tmp_path), 2)
+
+
+@pytest.mark.parametrize("processes", [0, 1.5, True, "2"])
+def test_bad_number_of_processes(tmp_path, processes):
+    with pytest.raises(ValueError, match="whole number"):
+        launch(tiny_parts.config(), PostTrainSources("nowhere"), tmp_path / "run", processes)
+    assert not (tmp_path / "run" / JOB).exists()
