@@ -51,7 +51,7 @@ def test_package_needs_only_what_it_requires():
     "Every outside import is a requirement; an extra may be imported only inside a function, where its absence can be explained."
     settings = ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    distributions = {"PIL": "pillow", "yaml": "pyyaml", "pybullet_data": "pybullet", "imageio_ffmpeg": "imageio-ffmpeg", "IPython": "ipykernel"}
+    distributions = {"PIL": "pillow", "yaml": "pyyaml", "pybullet_data": "pybullet", "imageio_ffmpeg": "imageio-ffmpeg", "IPython": "ipython"}
     required, optional = set(), {"pytorch3d"}
     for key, value in settings["DEFAULT"].items():
         if key.endswith("requirements") and key != "dev_requirements":

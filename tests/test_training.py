@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from drpose.multiview import Condition, denoise, predict
 from drpose.multiview_unet import adapters_off, merged
-from drpose.rewards import RewardSum
+from drpose.rewards import FigureMap, RewardSum
 from drpose.runs import RunDirectory
 from drpose.training import PairConditions, PostTrainLoss, posttrain, prepare_weights
 
@@ -252,3 +252,79 @@ def test_metrics_hold_no_clock(tmp_path):
     posttrain(tiny_parts.config(steps=2), *tiny_parts.parts(), tmp_path)
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert set(line) == {"step", "loss", "reward", "kl", "grad_norm"} and math.isclose(line["loss"], 1 - line["reward"] + line["kl"], rel_tol=1e-4)
+
+
+class Looker:
+    "A watch that notes what it saw, and ends the run at a step."
+
+    def __init__(self, module, every=3, end_at=None):
+        self.module, self.every, self.end_at, self.begun, self.seen = module, every, end_at, [], {}
+
+    def begin(self, step):
+        self.begun.append(step)
+
+    def __call__(self, done):
+        self.seen[done] = next(p for p in self.module.unet.parameters() if p.requires_grad).detach().clone()
+        return done == self.end_at
+
+
+def looked_at(folder, **arguments):
+    "Train with a Looker; returns it and the result."
+    made = []
+    result = posttrain(tiny_parts.config(), *tiny_parts.parts(), folder, guard=lambda drawing, score, run: made.append(Looker(drawing, **arguments)) or made[0])
+    return made[0], result
+
+
+def test_a_watch_sees_averaged_weights_and_changes_nothing(tmp_path):
+    looker, result = looked_at(tmp_path / "watched", every=5)
+    alone = posttrain(tiny_parts.config(), *tiny_parts.parts(), tmp_path / "alone")
+    assert looker.begun == [0] and sorted(looker.seen) == [5, 10] and result.loop.finished
+    left = [next(p for name, p in one.unet.named_parameters() if "lora_" in name) for one in (result, alone)]
+    assert torch.equal(*left) and torch.equal(looker.seen[10], left[0]) and not torch.equal(looker.seen[5], looker.seen[10])
+
+
+def test_a_watch_ends_the_run_for_good(tmp_path):
+    "At step 6 of 10; starting again takes no further step, and tells the watch where the run stands."
+    looker, result = looked_at(tmp_path, end_at=6)
+    again, same = looked_at(tmp_path, end_at=6)
+    assert (result.loop.steps, result.loop.finished) == (same.loop.steps, same.loop.finished) == (6, True)
+    assert sorted(looker.seen) == [3, 6] and again.seen == {} and again.begun == [6]
+    one, two = (found.unet.state_dict() for found in (result, same))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [line["step"] for line in RunDirectory(tmp_path, tiny_parts.config()).metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_reward_of_your_own(tmp_path):
+    "Any module that scores samples; here one that wants latents to be 0."
+
+    class Small(torch.nn.Module):
+        def forward(self, latents, joints, rig):
+            return -latents.square().flatten(1).mean(1)
+
+    config = tiny_parts.config(steps=30, kl_weight=0.0, lora_rank=0, batch_size=4, learning_rate=5e-3)
+    posttrain(config, *tiny_parts.parts(), tmp_path, score=Small())
+    rewards = [line["reward"] for line in RunDirectory(tmp_path, config).metrics()]
+    assert sum(rewards[-5:]) / 5 > 0.8 * sum(rewards[:5]) / 5
+
+
+def test_outlines_reach_the_reward(tmp_path):
+    "Masks travel with their pairs; without them, or without what reads outlines from latents, the setting is refused."
+    unet, scheduler, predictor, data, prompts, rig = tiny_parts.parts()
+    config, figure = tiny_parts.config(steps=2, reward="maps + silhouette"), FigureMap(torch.randn(2, 4), torch.zeros(()))
+    with pytest.raises(ValueError, match="the term silhouette needs outlines"):
+        posttrain(config, unet, scheduler, predictor, data, prompts, rig, tmp_path / "refused", figure=figure)
+    data.masks = torch.rand(len(data), 4, 8, 8)
+    posttrain(config, unet, scheduler, predictor, data, prompts, rig, tmp_path / "run", figure=figure)
+    assert not (tmp_path / "refused").exists() and (tmp_path / "run" / "lora").is_dir()
+
+
+@pytest.mark.parametrize("settings", [{"guidance_scale": 2.0}, {"eta": 1.0}, {"gradient_point": "estimate", "estimator": "draft-k"}, {"step_choice": "random"}, {"estimator": "draft-lv", "copies": 3}, {"reward_radius": 0.05}, {"precision": "bf16"}, {"compile_network": False, "checkpoint_network": True}])
+def test_every_option_trains(tmp_path, settings):
+    "Gradients arrive, the KL begins at 0 and the base stays as it was."
+    parts = tiny_parts.parts()
+    before = base_tensors(parts[0])
+    config = tiny_parts.config(steps=3, **settings)
+    result = posttrain(config, *parts, tmp_path)
+    lines, after = RunDirectory(tmp_path, config).metrics(), base_tensors(result.unet)
+    assert lines[0]["kl"] < 1e-10 and lines[-1]["kl"] > 0 and all(line["grad_norm"] > 0 for line in lines)
+    assert all(torch.equal(before[name], after[name]) for name in before) and all(p.dtype == torch.float32 for name, p in result.unet.named_parameters() if "lora_" in name)
