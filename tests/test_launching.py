@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from drpose.dataset import build_dataset, plan_dataset
 from drpose.launching import JOB, PostTrainSources, launch, require_processes, rig_of
 from drpose.multiview import MultiViewPipeline
+from drpose.posescore import SkeletonPredictor
 from drpose.runs import RunDirectory, new_accelerator
 from drpose.training import embedded_models
 
@@ -116,3 +117,19 @@ def test_bad_number_of_processes(tmp_path, processes):
     with pytest.raises(ValueError, match="whole number"):
         launch(tiny_parts.config(), PostTrainSources("nowhere"), tmp_path / "run", processes)
     assert not (tmp_path / "run" / JOB).exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"reward": "maps + silhouette"}, {"lora_rank": 0}])
+def test_a_pshuman_checkpoint_is_post_trained(tmp_path, settings):
+    "Its layout, six body views and a face, CLIP descriptors: pairs of 64-pixel pictures in, an adapter that its pipeline loads out."
+    tiny_parts.pshuman_checkpoint(tmp_path / "models" / "pipeline")
+    SkeletonPredictor(block_out_channels=(16, 16), sigma=1.0).save_pretrained(tmp_path / "models" / "predictor")
+    pairs = str(build_dataset(plan_dataset(2), tmp_path / "pairs"))
+    config = tiny_parts.config(steps=2, batch_size=1, **settings)
+    result = launch(config, PostTrainSources(pairs, str(tmp_path / "models")), tmp_path / "run")
+    lines = RunDirectory(tmp_path / "run", config).metrics()
+    assert lines[0]["kl"] < 1e-10 and lines[1]["kl"] > 0 and all(line["grad_norm"] > 0 for line in lines)
+    pipeline = MultiViewPipeline.from_pretrained(tmp_path / "models" / "pipeline")
+    if result.adapter is not None:
+        pipeline.load_lora_weights(result.adapter)
+        assert furthest(result.unet.state_dict(), pipeline.unet.state_dict()) == 0

@@ -47,6 +47,7 @@ class Extra:
         ({"eta": 1.5}, ValueError, "'eta' is 1.5"),
         ({"guidance_scale": 0.5}, ValueError, "'guidance_scale'"),
         ({"estimator": "walk", "eta": 0.5}, ValueError, "for the walk"),
+        ({"checkpointing": "some"}, ValueError, "one of none, blocks, calls, both"),
         ({"guard_every": -1}, ValueError, "0 = never"),
         ({"guard_people": 2}, ValueError, "at least 4"),
         ({"accumulate": 0}, ValueError, "'accumulate' is 0"),

@@ -164,13 +164,16 @@ def test_a_step_the_base_draws_cannot_be_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_network_checkpointing_changes_nothing():
+@pytest.mark.parametrize("estimator", ["drtune", "draft-k", "walk"])
+def test_checkpointing_changes_nothing(estimator):
+    "Gradients with the KL term on, bit for bit."
     gradients = []
-    for flag in (False, True):
-        module = loss_module(tiny_parts.config(checkpoint_network=flag))
+    for where in ("none", "blocks", "calls", "both"):
+        module = loss_module(tiny_parts.config(checkpointing=where, estimator=estimator))
         module(0)[0].backward()
         gradients.append([p.grad.clone() for p in module.unet.parameters() if p.grad is not None])
-    assert len(gradients[0]) == len(gradients[1]) > 0 and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for other in gradients[1:]:
+        assert len(gradients[0]) == len(other) > 0 and all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
 
 
 def test_noise_belongs_to_the_slot():
@@ -318,7 +321,7 @@ def test_outlines_reach_the_reward(tmp_path):
     assert not (tmp_path / "refused").exists() and (tmp_path / "run" / "lora").is_dir()
 
 
-@pytest.mark.parametrize("settings", [{"guidance_scale": 2.0}, {"eta": 1.0}, {"gradient_point": "estimate", "estimator": "draft-k"}, {"step_choice": "random"}, {"estimator": "draft-lv", "copies": 3}, {"reward_radius": 0.05}, {"precision": "bf16"}, {"compile_network": False, "checkpoint_network": True}])
+@pytest.mark.parametrize("settings", [{"guidance_scale": 2.0}, {"eta": 1.0}, {"gradient_point": "estimate", "estimator": "draft-k"}, {"step_choice": "random"}, {"estimator": "draft-lv", "copies": 3}, {"reward_radius": 0.05}, {"precision": "bf16"}, {"checkpointing": "both"}])
 def test_every_option_trains(tmp_path, settings):
     "Gradients arrive, the KL begins at 0 and the base stays as it was."
     parts = tiny_parts.parts()
