@@ -139,6 +139,29 @@ def test_normal_degrees():
     assert metrics.normal_degrees(half, front, mask).item() < 0.1               # outside the mask nothing counts
 
 
+def test_ssim_against_a_plain_loop():
+    "Every window written out, for two channels of a small picture; 1 for equal pictures; too small ones are refused."
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 2, 13, 12, generator=generator, dtype=torch.float64)
+    b = (a + 0.2 * torch.randn(a.shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
+    offsets = np.arange(-5, 6)
+    weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    weight /= weight.sum()
+    for sample in range(2):
+        values = []
+        for channel in range(2):
+            for top in range(3):
+                for left in range(2):
+                    x, y = (picture[sample, channel, top : top + 11, left : left + 11].numpy() for picture in (a, b))
+                    mx, my = (weight * x).sum(), (weight * y).sum()
+                    vx, vy, both = (weight * (x - mx) ** 2).sum(), (weight * (y - my) ** 2).sum(), (weight * (x - mx) * (y - my)).sum()
+                    values.append((2 * mx * my + 1e-4) * (2 * both + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+        assert metrics.ssim(a, b)[sample].item() == pytest.approx(np.mean(values), abs=1e-9)
+    assert torch.allclose(metrics.ssim(a, a), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="at least 11 pixels"):
+        metrics.ssim(a[..., :8], b[..., :8])
+
+
 def test_psnr_of_known_noise():
     true = torch.full((3, 2, 3, 40, 40), 0.5)
     noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1, 1)
