@@ -97,6 +97,7 @@ class PostTrainConfig(LoopConfig):
         require(self.estimator != "walk" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale", (self.eta, self.guidance_scale), "0 and 1 for the walk, whose every step is deterministic and trained")
         terms = read_recipe(self.reward)
         require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights, "a file for a reward with the term perceptual, empty for any other")
+        require(self.guard_every == 0 or not {"silhouette", "perceptual"} & set(terms), "guard_every", self.guard_every, "0 with a reward that holds silhouette or perceptual, which the guard's judge cannot be asked for")
         require(self.reward_radius >= 0, "reward_radius", self.reward_radius, "at least 0")
         require(self.guard_every >= 0, "guard_every", self.guard_every, "at least 0 (0 = never)")
         require(self.guard_people >= 4, "guard_people", self.guard_people, "at least 4: fewer have no standard error worth the name")
