@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEEPMIMIC_TO_WORLD', 'DEEPMIMIC_LEG', 'LIMB_ENDS', 'BVH_SKELETONS', 'PYBULLET_HELD_OUT', 'PYBULLET_EVERYDAY',
-           'motion_format', 'load_motion', 'upright_share', 'load_pybullet_clips', 'Clip', 'embedded_clips']
+           'motion_format', 'read_array_pickle', 'load_motion', 'upright_share', 'load_pybullet_clips', 'Clip',
+           'embedded_clips']
 
 # %% ../nbs/03b_motion.ipynb #308d4bee
 import importlib.util
@@ -180,15 +181,20 @@ class _ArrayUnpickler(pickle.Unpickler):
         return admitted[module, name]
 
 # %% ../nbs/03b_motion.ipynb #50e5bf13
-def _load_aist(path: Path) -> tuple[Pose, float]:
-    "AIST++, pickle with smpl_poses (T, 72), smpl_scaling (1,), smpl_trans (T, 3); 60 frames per second."
+def read_array_pickle(path: str | Path, kind: str) -> dict:
+    "The dictionary of arrays and plain values in a pickle, by name; nothing in the file is run. ValueError naming the file, which was meant to be a `kind`."
     try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+        content = _ArrayUnpickler(io.BytesIO(Path(path).read_bytes()), encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__} instead of a dictionary")
-        fields = {key: value.array() if isinstance(value, _ArrayParts) else value for key, value in content.items()}
+        return {key: value.array() if isinstance(value, _ArrayParts) else value for key, value in content.items()}
     except Exception as error:  # a broken pickle can fail in any way at all; each means the same to the reader
-        raise ValueError(f"{path}: cannot be read as an AIST++ pickle: {error}") from error
+        raise ValueError(f"{path}: cannot be read as {kind}: {error}") from error
+
+
+def _load_aist(path: Path) -> tuple[Pose, float]:
+    "AIST++, pickle with smpl_poses (T, 72), smpl_scaling (1,), smpl_trans (T, 3); 60 frames per second."
+    fields = read_array_pickle(path, "an AIST++ pickle")
     missing = [name for name in ("smpl_poses", "smpl_trans", "smpl_scaling") if name not in fields]
     if missing:
         raise ValueError(f"{path}: has no {', '.join(missing)} (it holds: {', '.join(map(str, fields))}), needed an AIST++ motion")

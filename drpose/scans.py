@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +21,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import ViewRig, frame_by_diagonal, view_axes
 from .dataset import LatentSet
+from .motion import read_array_pickle
 from .multiview import MultiViewPipeline, encode_images, unmirror
 from .rendering import check_mesh, find_hits, interpolate, paint, pool_hits, vertex_normals
-from .repeatable import seeded_generator, write_atomic
+from .repeatable import read_json, seeded_generator, write_atomic, write_json
 
 # %% auto #0
-__all__ = ['RENDER_AZIMUTHS', 'BACKGROUNDS', 'Scan', 'read_scan', 'render_scan', 'render_scans', 'ScanPictures',
+__all__ = ['RENDER_AZIMUTHS', 'FIT_FORMATS', 'POSE_FILE', 'INSIDE', 'BACKGROUNDS', 'Scan', 'read_scan', 'ScanFit', 'read_fit',
+           'render_scan', 'scan_names', 'find_fit', 'render_scans', 'ScanPictures', 'read_scan_pose',
            'read_scan_pictures', 'ScanExample', 'normals_seen_from', 'scan_example', 'encode_scan', 'encode_scans']
 
 # %% ../nbs/06a_scans.ipynb #19411c64
@@ -73,6 +77,71 @@ def _texture(mesh: trimesh.Trimesh) -> Image.Image | None:
     material = getattr(mesh.visual, "material", None)
     return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
+# %% ../nbs/06a_scans.ipynb #91459be9
+FIT_FORMATS = (".json", ".npz", ".pkl")
+_FIT_NAMES = {"global_orient": ("global_orient",), "body_pose": ("body_pose",), "betas": ("betas",), "transl": ("transl",), "scale": ("scale",), "offset": ("translation",)}
+
+
+@dataclass
+class ScanFit:
+    "A body in a scan: points of the scan = scale * points of the posed body + offset."
+
+    pose: Pose  # of one person; transl in metres
+    scale: float = 1.0  # mesh units per metre
+    offset: Tensor | None = None  # (3,) mesh units; None = 0
+
+    def joints(self, body_model: BodyModel) -> Tensor:
+        "The 23 joints of the skeleton maps, (23, 3), in the mesh's coordinates."
+        found = self.scale * body_model.joints(self.pose)[0, list(SKELETON_JOINTS)]
+        return found if self.offset is None else found + self.offset
+
+
+def _fit_fields(path: Path) -> dict:
+    "Arrays and plain values of a fit by name."
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        content = read_array_pickle(path, "an SMPL-X fit") if path.suffix == ".pkl" else read_json(path)
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read as an SMPL-X fit ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, needed an SMPL-X fit with global_orient, body_pose and betas")
+    return content
+
+# %% ../nbs/06a_scans.ipynb #5750e58e
+def _fit_tensor(path: Path, fields: dict, name: str, least: int, most: int | None = None) -> Tensor | None:
+    "Numbers of a field as (1, n), None where it is absent. ValueError for too few or too many, or what is not finite."
+    held = next((alias for alias in _FIT_NAMES[name] if alias in fields), None)
+    if held is None:
+        return None
+    try:
+        value = torch.tensor(np.asarray(fields[held], dtype=np.float64)).flatten()
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: '{held}' is not made of numbers") from None
+    if not least <= len(value) <= (most or least) or not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{path}: '{held}' holds {len(value)} numbers{'' if bool(torch.isfinite(value).all()) else ', some not finite'}, needed {least}{f' to {most}' if most else ''} finite ones")
+    return value[None].float()
+
+
+def read_fit(path: str | Path) -> ScanFit:
+    """An SMPL-X fit from JSON, npz or a pickle of arrays: global_orient (3), body_pose (63), betas (10 or more) and, where given, transl (metres), scale and translation (mesh units).
+
+    FileNotFoundError or ValueError naming file and field."""
+    path = Path(path)
+    if path.suffix not in FIT_FORMATS or not path.is_file():
+        raise FileNotFoundError(f"{path}: no such fit, needed a file {', '.join(FIT_FORMATS)}")
+    fields = _fit_fields(path)
+    parts = {"global_orient": _fit_tensor(path, fields, "global_orient", 3), "body_pose": _fit_tensor(path, fields, "body_pose", 63), "betas": _fit_tensor(path, fields, "betas", 10, 400)}
+    missing = [name for name, value in parts.items() if value is None]
+    if missing:
+        raise ValueError(f"{path}: has no '{missing[0]}' (it holds: {', '.join(map(str, fields))}), needed an SMPL-X fit")
+    scale, offset = _fit_tensor(path, fields, "scale", 1), _fit_tensor(path, fields, "offset", 3)
+    if scale is not None and not scale.item() > 0:
+        raise ValueError(f"{path}: 'scale' is {scale.item():g}, needed a number above 0")
+    pose = Pose.from_parts(**parts | {"betas": parts["betas"][:, :10]}, transl=_fit_tensor(path, fields, "transl", 3))
+    return ScanFit(pose, 1.0 if scale is None else scale.item(), None if offset is None else offset[0])
+
 # %% ../nbs/06a_scans.ipynb #febaf7b0
 def _smooth_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     "(1, N, 3): vertex normals in which vertices at the same place share one."
@@ -109,28 +178,74 @@ def render_scan(
     return torch.stack(colors), torch.stack(normals)
 
 # %% ../nbs/06a_scans.ipynb #6981e7b5
+POSE_FILE = "pose.json"     # in a rendered scan's folder, where a body was fitted
+
+
 def _save(picture: Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray((picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
 
 
-def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 768, supersample: int = 2) -> list[Path]:
-    "Render mesh files into `folder`, one folder each, named after the file; finished ones are kept. ValueError for two meshes of one name."
-    paths = [Path(mesh) for mesh in meshes]
-    names = [path.stem for path in paths]
+def scan_names(meshes: Sequence[Path]) -> list[str]:
+    "What the folders of mesh files are called: after the file or, where files share a name (CustomHumans: mesh-f00061.obj), all after their folders. ValueError if those are shared too."
+    names = [path.stem for path in meshes]
+    if len(set(names)) < len(names):
+        names = [path.resolve().parent.name for path in meshes]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two meshes are called {twice!r}, but each names a folder of its own; rename one")
-    for path in paths:
-        place, making = Path(folder) / path.stem, Path(folder) / f".{path.stem}.part"
-        if place.exists():
+    return names
+
+
+def find_fit(fits: str | Path, name: str) -> Path:
+    "The fit of the scan `name`: <fits>/<name>.json, .npz or .pkl, or the only such file in the folder <fits>/<name>. FileNotFoundError or ValueError naming what was looked for."
+    found = [path for suffix in FIT_FORMATS if (path := Path(fits) / f"{name}{suffix}").is_file()]
+    found = found or sorted(path for path in (Path(fits) / name).glob("*") if path.suffix in FIT_FORMATS)
+    if not found:
+        raise FileNotFoundError(f"{Path(fits) / name}: no fit of this scan, neither a file {', '.join(FIT_FORMATS)} of this name nor one in a folder of this name")
+    if len(found) > 1:
+        raise ValueError(f"{found[0]}: is one of {len(found)} fits of the scan {name!r}, needed one only")
+    return found[0]
+
+
+# %% ../nbs/06a_scans.ipynb #0e0c13ad
+INSIDE = 20     # of 23 joints must lie in the scan's box
+
+
+def _place_joints(scan: Scan, fit_path: Path, body_model: BodyModel) -> dict:
+    "What the pose file of a scan says: joints in the frame of picture 000, and frame units per metre. ValueError if they lie outside of the scan."
+    fit, framing = read_fit(fit_path), frame_by_diagonal(scan.vertices[None])
+    joints = fit.joints(body_model)
+    low, high = scan.vertices.amin(0), scan.vertices.amax(0)
+    inside = int(((joints >= low) & (joints <= high)).all(-1).sum())
+    if inside < INSIDE:
+        raise ValueError(f"{fit_path}: puts {inside} of {len(joints)} joints into the box of its scan, needed {INSIDE}; is it in other units, or of another scan?")
+    return {"joints": framing.apply(joints[None])[0].tolist(), "scale": framing.scale.item() * fit.scale}
+
+
+def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 768, supersample: int = 2, fits: str | Path | None = None, body_model: BodyModel | None = None) -> list[Path]:
+    """Render mesh files into `folder`, one folder each (`scan_names`); finished ones are kept, and given their joints if only those are missing.
+
+    `fits`: folder of SMPL-X fits (`find_fit`), for which `body_model` is needed. ValueError for two meshes of one name, FileNotFoundError for a scan without a fit, before anything is rendered."""
+    paths = [Path(mesh) for mesh in meshes]
+    names = scan_names(paths)
+    if fits is not None and body_model is None:
+        raise ValueError("render_scans needs a body model to place the joints of fits")
+    found = [None if fits is None else find_fit(fits, name) for name in names]
+    for path, name, fit in zip(paths, names, found, strict=True):
+        place, making = Path(folder) / name, Path(folder) / f".{name}.part"
+        if place.exists() and (fit is None or (place / POSE_FILE).exists()):
             continue
-        shutil.rmtree(making, ignore_errors=True)
-        colors, normals = render_scan(read_scan(path), size, supersample)
-        for number in range(len(RENDER_AZIMUTHS)):
-            _save(colors[number], making / "image" / f"{number:03d}.png")
-            _save(normals[number, [2, 0, 1]] / 2 + 0.5, making / "normal" / f"{number:03d}.png")
-        making.rename(place)
+        scan = read_scan(path)
+        pose = None if fit is None else _place_joints(scan, fit, body_model)
+        if not place.exists():
+            shutil.rmtree(making, ignore_errors=True)
+            for number, (color, normal) in enumerate(zip(*render_scan(scan, size, supersample), strict=True)):
+                _save(color, making / "image" / f"{number:03d}.png")
+                _save(normal[[2, 0, 1]] / 2 + 0.5, making / "normal" / f"{number:03d}.png")
+            making.rename(place)
+        if pose is not None:
+            write_json(place / POSE_FILE, pose)
     return [Path(folder) / name for name in names]
 
 # %% ../nbs/06a_scans.ipynb #97b07d16
@@ -142,6 +257,8 @@ class ScanPictures:
     alphas: Tensor  # (8, 1, S, S) in [0, 1]
     normals: Tensor  # (8, 3, S, S) unit vectors in the frame of picture 000: x right, y up, z toward its viewer
     bodies: Tensor | None = None  # (8, 4, S, S) renders of the body model with alpha, where the folder has smpl_image/
+    joints: Tensor | None = None  # (23, 3) in the frame of picture 000, where a body was fitted
+    scale: float = float("nan")  # frame units per metre, where a body was fitted
 
 
 def _read_eight(folder: Path, kind: str, size: int, alpha: bool) -> Tensor:
@@ -165,15 +282,30 @@ def _read_eight(folder: Path, kind: str, size: int, alpha: bool) -> Tensor:
     return torch.stack(pictures)
 
 
+def read_scan_pose(folder: str | Path) -> tuple[Tensor, float] | None:
+    "Joints (23, 3) in the frame of picture 000 and frame units per metre, None where no body was fitted. ValueError naming the file."
+    path = Path(folder) / POSE_FILE
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        joints, scale = torch.tensor(content["joints"], dtype=torch.float32), float(content["scale"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: cannot be read as a scan's pose, needed joints (23, 3) and scale; delete it and render again") from None
+    if joints.shape != (len(SKELETON_JOINTS), 3) or not bool(torch.isfinite(joints).all()) or not 0 < scale < float("inf"):
+        raise ValueError(f"{path}: holds joints {tuple(joints.shape)} and scale {scale:g}, needed ({len(SKELETON_JOINTS)}, 3) finite numbers and one above 0")
+    return joints, scale
+
+
 def read_scan_pictures(folder: str | Path, size: int, bodies: bool = False) -> ScanPictures:
-    "The pictures in one scan's folder, scaled down to `size` where they are larger; `bodies` asks for smpl_image/ too. FileNotFoundError or ValueError naming the file."
+    "The pictures in one scan's folder, scaled down to `size` where they are larger, and its joints where known; `bodies` asks for smpl_image/ too. FileNotFoundError or ValueError naming the file."
     folder = Path(folder)
     colors, stored = _read_eight(folder, "image", size, alpha=True), _read_eight(folder, "normal", size, alpha=False)
     empty = [number for number in range(len(colors)) if colors[number, 3].max() == 0]
     if empty:
         raise ValueError(f"{folder / 'image' / f'{empty[0]:03d}.png'}: its alpha is 0 everywhere, so there is nobody to see")
     normals = F.normalize(stored[:, [1, 2, 0]] * 2 - 1, dim=1)
-    return ScanPictures(colors[:, :3], colors[:, 3:], normals, _read_eight(folder, "smpl_image", size, alpha=True) if bodies else None)
+    return ScanPictures(colors[:, :3], colors[:, 3:], normals, _read_eight(folder, "smpl_image", size, alpha=True) if bodies else None, *(read_scan_pose(folder) or ()))
 
 # %% ../nbs/06a_scans.ipynb #9944b96b
 BACKGROUNDS = (1.0, 0.0, 0.5)   # white, black, grey: PSHuman's
@@ -186,6 +318,8 @@ class ScanExample:
     images: Tensor  # (2, V, 3, S, S) in [0, 1]: normals and colours, mirrored where the model paints mirrored; the face view last
     shown: Tensor  # (1 or 2, 3, S, S): the photo, and its face window for models with a face view
     bodies: Tensor | None  # (V, 3, S, S) on white, not mirrored, for models that read body renders
+    masks: Tensor  # (V, S, S) coverage in [0, 1], mirrored as the images
+    joints: Tensor | None = None  # (23, 3) in the frame of this front, where known
 
 
 def normals_seen_from(normals: Tensor, azimuth: float) -> Tensor:
@@ -193,7 +327,7 @@ def normals_seen_from(normals: Tensor, azimuth: float) -> Tensor:
     axes = torch.cat(view_axes([azimuth], normals))  # right, up, toward
     return torch.einsum("ij,...jhw->...ihw", axes, normals)
 
-
+# %% ../nbs/06a_scans.ipynb #5a51a01d
 def _window(picture: Tensor) -> Tensor:
     "The top middle ninth of (C, S, S), enlarged to the whole."
     third = picture.shape[-1] // 3
@@ -223,13 +357,14 @@ def scan_example(
     images = torch.stack([normals / 2 + 0.5, colors]) * alphas + background * (1 - alphas)
     shown = images[1, [0, -1]] if face_view else images[1, :1]
     bodies = None if bodies is None else bodies[:, :3].clamp(0, 1) * bodies[:, 3:].clamp(0, 1) + 1 - bodies[:, 3:].clamp(0, 1)
-    return ScanExample(unmirror(images, mirrored), shown, bodies)
+    joints = None if pictures.joints is None else pictures.joints @ torch.cat(view_axes([RENDER_AZIMUTHS[front]])).T
+    return ScanExample(unmirror(images, mirrored), shown, bodies, unmirror(alphas, mirrored)[:, 0], joints)
 
 # %% ../nbs/06a_scans.ipynb #00a762ab
 def _mark(pipeline: MultiViewPipeline, size: int) -> str:
     "Sixteen digits that change with the networks that make latents and labels, and with the views."
     digest = hashlib.sha256(f"{size} {pipeline.config.azimuths} {pipeline.config.mirrored} {pipeline.vae.config.scaling_factor} {dict(pipeline.unet.config)['in_channels']}".encode())
-    for part in (pipeline.vae, pipeline.image_encoder):
+    for part in (pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder])):
         for tensor in part.state_dict().values():
             digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -237,13 +372,13 @@ def _mark(pipeline: MultiViewPipeline, size: int) -> str:
 
 def _state_of(folder: Path) -> str:
     "Eight digits that change with the files of a scan."
-    files = sorted(folder.rglob("*.png"))
+    files = sorted(folder.rglob("*.png")) + sorted(folder.glob(POSE_FILE))
     return hashlib.sha256(str([(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]).encode()).hexdigest()[:8]
 
-
+# %% ../nbs/06a_scans.ipynb #efacaf91
 @torch.no_grad()
 def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS) -> LatentSet:
-    "Latents, photo latents and CLIP labels of one scan for every front and background; its joints are unknown: (N, 0, 3)."
+    "Latents, photo latents and descriptors of one scan for every front and background; joints (N, 23, 3) in the front's frame, (N, 0, 3) where no body was fitted."
     unet, vae = pipeline.unet.config, pipeline.vae
     size = unet.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     pictures = read_scan_pictures(folder, size, bodies=unet.in_channels - unet.out_channels == 8)
@@ -254,15 +389,21 @@ def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequenc
             generator = seeded_generator(0, front, Path(folder).name, str(background))
             told = pipeline.condition(example.shown[None], generator, 0, None if example.bodies is None else example.bodies[None])
             latents = encode_images(vae, example.images[None].to(device, vae.dtype))
-            found.append(LatentSet(latents.half().cpu(), told.condition_latents.half().cpu(), told.class_labels.float().cpu(), torch.zeros(1, 0, 3), torch.full((1,), torch.nan)))
+            joints = torch.zeros(0, 3) if example.joints is None else example.joints
+            found.append(LatentSet(latents.half().cpu(), told.condition_latents.half().cpu(), told.class_labels.float().cpu(), joints[None], torch.full((1,), pictures.scale)))
     return LatentSet.cat(found)
 
 
-def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], keep: str | Path, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS) -> LatentSet:
-    "`encode_scan` for many folders, each kept in a file under `keep` that is read the next time. ValueError for no scan at all, or a pipeline without CLIP."
+def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], keep: str | Path, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS, poses: bool = False) -> LatentSet:
+    """`encode_scan` for many folders, each kept in a file under `keep` that is read the next time. Joints are given if `poses` asks for them, else (N, 0, 3).
+
+    ValueError for no scan at all, FileNotFoundError naming the first without a fitted body if `poses` needs one."""
     folders = [Path(folder) for folder in folders]
-    if not folders or pipeline.image_encoder is None:
-        raise ValueError(f"needed at least one scan and a pipeline with an image_encoder, found {len(folders)} scans and {'one' if pipeline.image_encoder is not None else 'none'}")
+    if not folders:
+        raise ValueError("needed at least one rendered scan, found none")
+    missing = next((folder for folder in folders if poses and not (folder / POSE_FILE).exists()), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{missing / POSE_FILE}: no such file, needed the joints of a fitted body; render the scan again with fits")
     mark, parts = _mark(pipeline, pipeline.unet.config.sample_size) + f"-{'.'.join(map(str, fronts))}-{'.'.join(f'{grey:g}' for grey in backgrounds)}", []
     for folder in folders:
         path = Path(keep) / mark / f"{folder.name}-{_state_of(folder)}.safetensors"
@@ -272,4 +413,6 @@ def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], kee
         parts.append(encode_scan(pipeline, folder, fronts, backgrounds))
         tensors = {field.name: getattr(parts[-1], field.name).contiguous() for field in fields(LatentSet)}
         write_atomic(path, partial(save_file, tensors))
+    if not poses:
+        parts = [replace(part, joints=part.joints[:, :0], scale=torch.full_like(part.scale, torch.nan)) for part in parts]
     return LatentSet.cat(parts)

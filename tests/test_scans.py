@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from drpose import scans
-from drpose.multiview import MultiViewPipeline, PromptTable
+from drpose.animation import draw_crowd
+from drpose.bodies import load_body
+from drpose.cameras import ViewRig
+from drpose.dataset import TINY_RIG, draw_set
+from drpose.evaluation import judge_errors, load_benchmark
+from drpose.metrics import millimetres, mpjpe
+from drpose.multiview import MultiViewPipeline, PromptTable, encode_images
+from drpose.posescore import SkeletonPredictor
 from drpose.pshuman import is_stable_unclip, load_stable_unclip
 from drpose.scans import ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures, render_scan, render_scans, scan_example
+from drpose.training import embedded_models
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 SIX = (0, 45, 90, 180, 270, 315)
@@ -201,7 +212,7 @@ def test_bad_meshes_get_one_sentence(tmp_path):
             read_scan(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(ValueError, match="two meshes are called 'box'"):
-        render_scans([tmp_path / "a" / "box.ply", tmp_path / "b" / "box.obj"], tmp_path / "renders")
+        render_scans([tmp_path / "a" / "box" / "box.ply", tmp_path / "b" / "box" / "box.obj"], tmp_path / "renders")
 
 
 def test_views_that_were_not_rendered_are_refused():
@@ -210,6 +221,117 @@ def test_views_that_were_not_rendered_are_refused():
         scan_example(blank, 0, (0, 30), (), face_view=False)
     with pytest.raises(ValueError, match="front 8"):
         scan_example(blank, 8, (0, 90), (), face_view=False)
+
+
+# --- poses --------------------------------------------------------------------------------------------------------------------------
+
+
+BODY = load_body()
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    """Three bodies of the embedded world as scans in three dialects: metres and JSON, centimetres off their place and npz, and a pickle as THuman2.1's."""
+    folder = tmp_path_factory.mktemp("people")
+    drawn = draw_set("everyday_test", 3, 5, BODY)
+    bodies, crowd = BODY(drawn.poses), draw_crowd(BODY, drawn.people)
+    for number, (scale, offset) in enumerate(((1.0, 0.0), (100.0, 7.0), (0.3, -2.0))):
+        place = folder / "meshes" / f"person_{number}"
+        place.mkdir(parents=True)
+        trimesh.Trimesh(scale * bodies.vertices[number].numpy() + offset, bodies.faces.numpy(), vertex_colors=(crowd.vertex_colors[number] * 255).byte().numpy(), process=False).export(place / "mesh.glb")
+        pose = drawn.poses[number]
+        fit = {"global_orient": pose.axis_angles[:, 0].numpy(), "body_pose": pose.axis_angles[:, 1:22].flatten(1).numpy(), "betas": pose.betas.numpy(), "transl": pose.transl.numpy(), "left_hand_pose": np.zeros((1, 12))}
+        fit |= {"scale": np.full(1, scale), "translation": np.full(3, offset)} if number else {}
+        (folder / "fits" / place.name).mkdir(parents=True)
+        if number == 0:
+            (folder / "fits" / place.name / "mesh_smplx.json").write_text(json.dumps({name: value.tolist() for name, value in fit.items()}))
+        elif number == 1:
+            np.savez(folder / "fits" / "person_1.npz", **fit)
+        else:
+            (folder / "fits" / "person_2.pkl").write_bytes(pickle.dumps(fit))
+    return folder
+
+
+def meshes(people: Path) -> list[Path]:
+    return sorted(people.rglob("mesh.glb"))
+
+
+def test_a_judge_reads_scans_as_it_reads_the_world_they_came_from(people, tmp_path):
+    "The whole way from mesh and fit to latents and joints: any wrong turn, mirror, unit or frame would show as centimetres."
+    vae, rig = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline").vae, TINY_RIG.resized(16)
+    judge = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
+    folders = render_scans(meshes(people), tmp_path / "renders", size=64, supersample=4, fits=people / "fits", body_model=BODY)
+    images, joints, scale = [], [], []
+    for pictures in (read_scan_pictures(folder, 64) for folder in folders):
+        for front in (0, 3, 6):
+            grey, white = (scan_example(pictures, front, TINY_RIG.azimuths, TINY_RIG.mirrored, face_view=False, background=background) for background in (0.5, 1.0))
+            images.append(torch.stack([grey.images[0], white.images[1]]))  # the tiny world's normals lie on grey
+            joints.append(white.joints)
+            scale.append(pictures.scale)
+    images, joints, scale = torch.stack(images), torch.stack(joints), torch.tensor(scale)
+    with torch.no_grad():
+        read = judge.joints(encode_images(vae, images), rig).joints3d
+    error = millimetres(mpjpe(read, joints), scale)
+    usual = judge_errors(judge, load_benchmark("everyday", vae, BODY, 24))["mpjpe_mm"]
+    assert error.mean() < 1.5 * usual, f"{error.mean():.0f} mm on scans, {usual:.0f} mm on renders of its own world"
+    assert millimetres(mpjpe(read, joints * torch.tensor([-1.0, 1, 1])), scale).mean() > 2.5 * error.mean(), "the test would see a mirror"
+
+
+def test_encoded_scans_carry_the_joints_of_their_front(people, tmp_path):
+    pipeline = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline")
+    folders = render_scans(meshes(people), tmp_path / "renders", size=64, fits=people / "fits", body_model=BODY)[2:]
+    data = encode_scans(pipeline, folders, tmp_path / "latents", fronts=(0, 3), backgrounds=(1.0, 0.5), poses=True)
+    known, scale = scans.read_scan_pose(folders[0])
+    assert torch.equal(data.joints[:2], known.expand(2, 23, 3)) and torch.allclose(data.scale, torch.tensor(scale))
+    front, turned = ViewRig((135.0,), image_size=64).project(known[None]), ViewRig((0.0,), image_size=64).project(data.joints[2:3])
+    assert torch.allclose(front, turned, atol=1e-4), "seen from the front of picture 003, they lie where camera 135 degrees sees them"
+
+
+def test_joints_are_given_only_where_asked_for(people, tmp_path):
+    pipeline = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline")
+    folders = render_scans(meshes(people)[:1], tmp_path / "renders", size=64)
+    with pytest.raises(FileNotFoundError, match="person_0|mesh/pose.json|mesh"):
+        encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,), poses=True)
+    assert encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,)).joints.shape == (1, 0, 3)
+    picture = folders[0] / "image" / "000.png"
+    before = picture.stat().st_mtime_ns
+    shutil.copy(people / "fits" / "person_0" / "mesh_smplx.json", tmp_path / "mesh.json")
+    render_scans(meshes(people)[:1], tmp_path / "renders", size=64, fits=tmp_path, body_model=BODY)
+    assert picture.stat().st_mtime_ns == before, "pictures are kept where only the joints were missing"
+    assert encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,), poses=True).joints.shape == (1, 23, 3)
+    assert encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,)).joints.shape == (1, 0, 3), "scans with and without fits train a base together"
+
+
+def test_bad_fits_get_one_sentence_and_leave_nothing(people, tmp_path):
+    mesh, good = meshes(people)[0], json.loads((people / "fits" / "person_0" / "mesh_smplx.json").read_text())
+
+    def attempt(content, name: str = "mesh.json") -> str:
+        shutil.rmtree(tmp_path / "fits", ignore_errors=True)
+        (tmp_path / "fits").mkdir()
+        if content is not None:
+            (tmp_path / "fits" / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            render_scans([mesh], tmp_path / "renders", size=16, fits=tmp_path / "fits", body_model=BODY)
+        assert not (tmp_path / "renders" / "mesh").exists() and "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "no fit of this scan" in attempt(None)
+    assert "mesh.json: not valid JSON" in attempt(b"{")
+    assert "has no 'body_pose'" in attempt({name: value for name, value in good.items() if name != "body_pose"})
+    assert "'body_pose' holds 69 numbers, needed 63" in attempt(good | {"body_pose": [0.0] * 69})
+    assert "'global_orient' holds 3 numbers, some not finite" in attempt(good | {"global_orient": [0, 0, float("nan")]})
+    assert "'betas' is not made of numbers" in attempt(good | {"betas": ["fat"] * 10})
+    assert "'scale' is 0" in attempt(good | {"scale": 0})
+    assert "puts 0 of 23 joints into the box" in attempt(good | {"scale": 1, "translation": [5, 0, 0]})
+    assert "asks for posix.system" in attempt(b"\x80\x04cposix\nsystem\n\x8c\x04true\x85R.", "mesh.pkl")
+    assert "cannot be read as an SMPL-X fit" in attempt(b"PK\x03\x04 torn", "mesh.npz")
+    assert "holds a list" in attempt([1, 2])
+    (tmp_path / "fits" / "mesh").mkdir()
+    (tmp_path / "fits" / "mesh.json").unlink()
+    for name in ("a.json", "b.json"):
+        (tmp_path / "fits" / "mesh" / name).write_text(json.dumps(good))
+    with pytest.raises(ValueError, match="is one of 2 fits of the scan 'mesh'"):
+        render_scans([mesh], tmp_path / "renders", size=16, fits=tmp_path / "fits", body_model=BODY)
 
 
 # --- latents ------------------------------------------------------------------------------------------------------------------------
@@ -246,7 +368,7 @@ def test_kept_latents_are_read_and_belong_to_their_makers(box, tmp_path, monkeyp
     Image.new("RGBA", (48, 48), "red").save(box / "image" / "002.png")
     encode_scans(pipeline, [box], tmp_path / "latents", backgrounds=(1.0,))
     assert len(made) == 3, "another picture"
-    with pytest.raises(ValueError, match="at least one scan"):
+    with pytest.raises(ValueError, match="at least one rendered scan"):
         encode_scans(pipeline, [], tmp_path / "latents")
 
 
