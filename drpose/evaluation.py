@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,16 +20,17 @@ from .clips import Clip
 from .dataset import TINY_RIG, LatentSet, draw_set, encode_set, render_set
 from .metrics import (bootstrap_ci, check_pair, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
                             normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou, ssim, swap_forgiven_pixels)
-from .multiview import Condition, decode_latents, denoise
+from .multiview import Condition, MultiViewPipeline, decode_latents, denoise
 from .posescore import SkeletonPredictor
 from .rendering import skeleton_maps
 from .repeatable import seeded_generator
+from .scans import encode_scans, read_scan_pictures, scan_example
 from .selection import is_tilted
 
 # %% auto #0
 __all__ = ['METRICS', 'GroundTruth', 'Judge', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views',
            'constant_pose_metrics', 'Metric', 'summarise', 'body_tilt', 'summarise_strata', 'compare', 'format_table',
-           'Benchmark', 'load_benchmark', 'generate_latents', 'evaluate_latents', 'judge_errors']
+           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'generate_latents', 'evaluate_latents', 'judge_errors']
 
 # %% ../nbs/12_evaluation.ipynb #7ab53c28
 @dataclass
@@ -397,6 +399,23 @@ def load_benchmark(
     truth = GroundTruth(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(GroundTruth)))
     return Benchmark(name, truth, LatentSet.cat([encode_set(vae, part) for part in parts]), is_tilted(drawn.poses, body_model).cpu().numpy())
 
+# %% ../nbs/12_evaluation.ipynb #49a135f4
+def load_scan_benchmark(
+    name: str,
+    pipeline: MultiViewPipeline,          # its views, its autoencoder, its descriptors
+    folders: Sequence[str | Path],        # rendered scans with pose.json
+    keep: str | Path,                     # where latents are kept from one time to the next
+    front: int = 0,                       # which of a scan's eight pictures is the photo
+    background: float = 1.0,
+) -> Benchmark:
+    "Rendered scans as a benchmark of a pipeline's body views. FileNotFoundError or ValueError naming the file that is missing or damaged."
+    config, scale = pipeline.config, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    data = encode_scans(pipeline, folders, keep, (front,), (background,), poses=True)
+    size = data.latents.shape[-1] * scale
+    examples = [scan_example(read_scan_pictures(folder, size), front, config.azimuths, config.mirrored, False, background) for folder in folders]
+    truth = GroundTruth(torch.stack([example.images for example in examples]), torch.stack([example.masks for example in examples]), data.joints, data.scale)
+    return Benchmark(name, truth, data, is_tilted(data.joints).numpy())
+
 # %% ../nbs/12_evaluation.ipynb #2f2fc4c7
 @torch.no_grad()
 def generate_latents(
@@ -408,12 +427,14 @@ def generate_latents(
     seed: int = 0,                 # of the noise
     batch_size: int = 16,
 ) -> Tensor:                       # (N, D, V, 4, h, w)
-    "What a model draws from the photos of a benchmark, from noise addressed by (seed, sample)."
-    data, parts = benchmark.data, []
+    "What a model draws from the photos of a benchmark, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
+    data, parts, network = benchmark.data, [], getattr(unet, "unet", unet)      # a HandOver, or the network itself
+    device, dtype = getattr(network, "device", "cpu"), getattr(network, "dtype", torch.float32)
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]
         noise = torch.stack([torch.randn(part.latents.shape[1:], generator=seeded_generator(seed, start + i, benchmark.name)) for i in range(len(part))])
-        parts.append(denoise(unet, scheduler, Condition(part.photos.float(), part.descriptors, prompt_embeds), noise, num_inference_steps))
+        condition = Condition(*(told.to(device, dtype) for told in (part.photos, part.descriptors, prompt_embeds)))
+        parts.append(denoise(unet, scheduler, condition, noise.to(device, dtype), num_inference_steps).float().cpu())
     return torch.cat(parts)
 
 
@@ -427,12 +448,13 @@ def evaluate_latents(
     base_latents: Tensor | None = None,  # of the base, for drift
     batch_size: int = 32,
 ) -> PerSample:
-    "Decode and measure generated latents of a whole benchmark (`evaluate_views`, batch by batch)."
-    parts = []
+    "Decode generated latents of a whole benchmark, where the autoencoder is, and measure them on the CPU (`evaluate_views`, batch by batch). A face view behind the rig's is not looked at."
+    parts, views = [], rig.num_views
     for start in range(0, len(benchmark), batch_size):
         chosen = slice(start, start + batch_size)
-        base = None if base_latents is None else base_latents[chosen]
-        parts.append(evaluate_views(decode_latents(vae, latents[chosen]), latents[chosen], benchmark.truth[chosen], judge, rig, base))
+        drawn, base = latents[chosen, :, :views], None if base_latents is None else base_latents[chosen, :, :views]
+        images = decode_latents(vae, drawn.to(vae.device, vae.dtype)).float().cpu()
+        parts.append(evaluate_views(images, drawn, benchmark.truth[chosen], judge, rig, base))
     return PerSample.cat(parts)
 
 # %% ../nbs/12_evaluation.ipynb #867e873d
@@ -441,7 +463,7 @@ def judge_errors(judge: Judge, benchmark: Benchmark, rig: ViewRig = TINY_RIG) ->
     """How well a reader reads *true* latents: pixel errors over all views and the unseen ones (also with left-right swaps forgiven), PCK, MPJPE in millimetres.
 
     Of a reader of maps also their PSNR and SSIM, as DrPose reports its own (22.48 dB, .93), and the PSNR of empty maps: most of a map is empty, so that is the floor of this scale, not 0."""
-    latents = benchmark.data.latents.float()
+    latents = benchmark.data.latents[:, :, : rig.num_views].float()
     found = judge.joints(latents, rig.resized(latents.shape[-1]))
     points = found.points2d * (rig.image_size / latents.shape[-1])
     values = pose_metrics(points, found.joints3d, benchmark.truth.joints, benchmark.truth.scale, rig)

@@ -14,18 +14,20 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from .bodies import SKELETON_JOINTS
 from .cameras import ViewRig
 from .dataset import LatentSet
 from .multiview import Condition, MultiViewUNet, predict
-from .posescore import SPATIAL_WEIGHT, SkeletonPredictor, bce_excess, spatial_excess
+from .posescore import SkeletonPredictor
 from .rendering import skeleton_maps
 from .repeatable import seeded_generator
+from .rewards import TERMS, PerceptualDistance, Reading, read_recipe
 from .runs import WHOLE, LoopConfig, LoopResult, RunDirectory, Share, optimise, require
 
 # %% auto #0
-__all__ = ['AutoencoderConfig', 'new_autoencoder', 'cut_out', 'AutoencoderLoss', 'train_autoencoder', 'tiny_unet', 'BaseConfig',
-           'BaseLoss', 'train_base', 'base_error', 'PredictorConfig', 'PredictorLoss', 'train_skeleton_predictor',
-           'estimate_latents']
+__all__ = ['MAP_TERMS', 'AutoencoderConfig', 'new_autoencoder', 'cut_out', 'AutoencoderLoss', 'train_autoencoder', 'tiny_unet',
+           'BaseConfig', 'BaseLoss', 'train_base', 'base_error', 'PredictorConfig', 'PredictorLoss',
+           'train_skeleton_predictor', 'estimate_latents']
 
 # %% ../nbs/10b_pretraining.ipynb #a66a6ea8
 @dataclass
@@ -182,6 +184,9 @@ def base_error(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: T
     return {level: sum(found) / len(found) for level, found in errors.items()}
 
 # %% ../nbs/10b_pretraining.ipynb #072a2335
+MAP_TERMS = ("maps", "bce", "spatial", "multiscale", "perceptual")  # the terms of chapter rewards that compare maps with maps
+
+
 @dataclass
 class PredictorConfig(LoopConfig):
     "Settings of `train_skeleton_predictor`."
@@ -190,45 +195,72 @@ class PredictorConfig(LoopConfig):
     block_out_channels: tuple[int, ...] = (48, 96, 128)
     layers_per_block: int = 1
     sigma: float = 1.5  # standard deviation of a joint's Gaussian, latent cells
+    loss: str = "bce + 0.1 spatial"  # a recipe of map terms; the paper's: "bce + perceptual"
+    perceptual_weights: str = ""  # safetensors file of VGG16, for the term "perceptual"
     noise: float = 0.4  # largest standard deviation of added noise
     estimate_share: float = 0.3  # share of inputs taken from the base model's one-step estimates, where given
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            terms = read_recipe(self.loss)
+        except ValueError as error:
+            raise ValueError(str(error).replace("reward is", "setting 'loss' is", 1)) from None
+        require(all(term in MAP_TERMS for term in terms), "loss", self.loss, f"made of {', '.join(MAP_TERMS)}: the others look at points, which shifted maps do not have")
+        require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights, 'a file if loss has the term "perceptual", else empty')
+        require(0 <= self.estimate_share < 1, "estimate_share", self.estimate_share, "in [0, 1)")
+
+
 # %% ../nbs/10b_pretraining.ipynb #269f2924
 class PredictorLoss(nn.Module):
-    "Map distance of a reader on random objects: clean, noised, rescaled, or (where `estimates` is given) one-step estimates of the base model."
+    "Map distance of a reader on random objects: clean, noised, rescaled, or (where `estimates` is given) one-step estimates of the base model. A face view behind the body views is not read."
 
     def __init__(self, predictor: SkeletonPredictor, data: LatentSet, rig: ViewRig, config: PredictorConfig, estimates: LatentSet | None = None):
         super().__init__()
         self.predictor, self.data, self.config, self.estimates = predictor, data, config, estimates
-        self.rig = rig.resized(data.latents.shape[-1])
+        self.rig, self.weights = rig.resized(data.latents.shape[-1]), read_recipe(config.loss)
+        self.perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
 
-    def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        "Loss of step `step` and its parts."
-        config, generator = self.config, seeded_generator(self.config.seed, step, "reader", *share.address)
+    def _inputs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        "Random latents (B, D, V, C, h, w), spoilt a little, and their joints (B, 23, 3)."
+        config, views = self.config, self.rig.num_views
         estimated = round(config.batch_size * config.estimate_share) if self.estimates is not None else 0
         chosen = torch.randint(len(self.data), (config.batch_size - estimated,), generator=generator)
-        latents, joints = self.data.latents[chosen].float(), self.data.joints[chosen]
+        latents, joints = self.data.latents[chosen][:, :, :views].float(), self.data.joints[chosen]
         amount = torch.rand(len(chosen), 1, 1, 1, 1, 1, generator=generator).square() * config.noise
         latents = latents + amount * (torch.rand(amount.shape, generator=generator) < 0.6) * torch.randn(latents.shape, generator=generator)
         latents = latents * (1 + 0.1 * torch.randn(len(chosen), 2, 1, 1, 1, 1, generator=generator))
         if estimated:
             also = torch.randint(len(self.estimates), (estimated,), generator=generator)
-            latents, joints = torch.cat([latents, self.estimates.latents[also].float()]), torch.cat([joints, self.estimates.joints[also]])
+            latents, joints = torch.cat([latents, self.estimates.latents[also][:, :, :views].float()]), torch.cat([joints, self.estimates.joints[also]])
+        return latents, joints
+
+    def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+        "Loss of step `step` and its parts."
+        generator, device = seeded_generator(self.config.seed, step, "reader", *share.address), self.predictor.device
+        latents, joints = (part.to(device) for part in self._inputs(generator))
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        target = skeleton_maps(joints, self.rig, config.sigma)
+        target = skeleton_maps(joints, self.rig, self.config.sigma)
         if any(shift) and step % 2:  # a whole-cell shift, the same for all, teaches position without new renders
             latents, target = (torch.roll(x, shift, (-2, -1)) for x in (latents, target))
-        logits = self.predictor(latents, self.rig)
-        bce, spatial = bce_excess(logits, target).mean(), spatial_excess(logits, target).mean()
-        return bce + SPATIAL_WEIGHT * spatial, {"bce_excess": bce, "spatial": spatial}
+        seen = Reading(latents, self.predictor(latents, self.rig).float(), joints, self.rig, self.config.sigma, perceptual=self.perceptual)
+        seen.target = target
+        parts = {term: TERMS[term](seen).mean() for term in self.weights}
+        return sum(weight * parts[term] for term, weight in self.weights.items()), parts
+
 
 # %% ../nbs/10b_pretraining.ipynb #44060e36
-def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory, estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None) -> tuple[SkeletonPredictor, LoopResult]:
-    "Train a reader on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an earlier one. Returns it with its EMA weights."
+def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory, estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None,
+                             accelerator: Accelerator | None = None) -> tuple[SkeletonPredictor, LoopResult]:
+    "Train a reader on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an earlier one. Returns it with its EMA weights. ValueError for data without joints, or of other views than the rig's."
+    if data.joints.shape[1:] != (len(SKELETON_JOINTS), 3):
+        raise ValueError(f"train_skeleton_predictor was given joints of shape {tuple(data.joints.shape)}, needed (N, {len(SKELETON_JOINTS)}, 3); scans have them where bodies were fitted")
+    if not rig.num_views <= data.latents.shape[2] <= rig.num_views + 1:
+        raise ValueError(f"train_skeleton_predictor was given latents of {data.latents.shape[2]} views, needed the rig's {rig.num_views}, a face view behind them or not")
     if predictor is None:
         torch.manual_seed(config.seed)
         predictor = SkeletonPredictor(8, 23, config.block_out_channels, config.layers_per_block, config.sigma)
-    result = optimise(run, PredictorLoss(predictor, data, rig, config, estimates), config, "reader")
+    result = optimise(run, PredictorLoss(predictor, data, rig, config, estimates), config, "reader", accelerator)
     return predictor.eval(), result
 
 
@@ -238,11 +270,12 @@ def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_emb
     guesses = []
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]
-        generator = seeded_generator(seed, start, "estimate")
+        generator, device = seeded_generator(seed, start, "estimate"), unet.device
         clean = part.latents.float()
         timestep = torch.randint(50, highest_timestep, (1, len(part)), generator=generator).expand(clean.shape[1], -1)
         alpha = scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=generator)
-        velocity = predict(unet, noisy, timestep.T, Condition(part.photos.float(), part.descriptors, prompt_embeds))
+        condition = Condition(*(told.to(device, unet.dtype) for told in (part.photos, part.descriptors, prompt_embeds)))
+        velocity = predict(unet, noisy.to(device, unet.dtype), timestep.T.to(device), condition).float().cpu()
         guesses.append((alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity).half())
     return LatentSet(torch.cat(guesses), data.photos, data.descriptors, data.joints, data.scale)
