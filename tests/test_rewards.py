@@ -10,7 +10,7 @@ from drpose.cameras import ViewRig, frame_by_diagonal
 from drpose.dataset import TINY_RIG
 from drpose.posescore import PoseScore, map_distance
 from drpose.rendering import skeleton_maps
-from drpose.rewards import TERMS, VGG_LAYERS, FigureMap, PerceptualDistance, Reading, RewardSum, read_recipe, transport_distance
+from drpose.rewards import TERMS, FigureMap, PerceptualDistance, Reading, RewardSum, read_recipe, transport_distance
 from drpose.training import body_masks
 
 RIG = TINY_RIG.resized(16)
@@ -21,16 +21,6 @@ def joints():
     body_model = load_body()
     body = body_model(Pose.rest())
     return frame_by_diagonal(body.vertices).apply(body.joints[:, :23])
-
-
-def vgg_file(path, **changes):
-    "Random weights in torchvision's names."
-    generator, tensors = torch.Generator().manual_seed(0), {}
-    for number, before, after in (layer for layer in VGG_LAYERS if isinstance(layer, tuple)):
-        tensors[f"features.{number}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
-        tensors[f"features.{number}.bias"] = torch.zeros(after)
-    save_file({name: value for name, value in (tensors | changes).items() if value is not None}, path)
-    return path
 
 
 def reading(read, truth, **more):
@@ -178,7 +168,7 @@ def test_body_masks_stand_where_the_body_stands():
 
 
 def test_perceptual_distance_from_a_file(tmp_path, joints):
-    distance = PerceptualDistance(vgg_file(tmp_path / "vgg16.safetensors"))
+    distance = PerceptualDistance(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors"))
     maps = skeleton_maps(torch.cat([joints, joints + 0.1]), RIG.resized(32), 2.0)
     same, other = distance(maps, maps), distance(maps, maps.flip(0))
     assert same.shape == (2, 4) and same.abs().max() < 1e-6 and (other > 1e-3).all()
@@ -196,7 +186,7 @@ def test_perceptual_distance_from_a_file(tmp_path, joints):
 )
 def test_bad_perceptual_files(tmp_path, changes, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        PerceptualDistance(vgg_file(tmp_path / "vgg16.safetensors", **changes))
+        PerceptualDistance(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors", **changes))
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match="no such file"):
         PerceptualDistance(tmp_path / "none.safetensors")

@@ -14,6 +14,7 @@ from papermill.exceptions import PapermillExecutionError
 from project_files import RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, parameter_cells, relative, source
 
 from drpose.multiview import MultiViewPipeline
+from drpose.posescore import SkeletonPredictor
 
 OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "ftfy", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
 OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
@@ -131,6 +132,29 @@ def test_train_base_refuses_what_does_not_go_together(change, sentence, tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence):
         check_settings(notebook("train_base.ipynb"), **change)
+
+
+def test_a_reader_learns_from_scans(tmp_path):
+    "render_scans with fits, then train_skeleton_predictor with the preset paper and the paper's loss, through a pipeline of six views and a face."
+    execute(notebook("render_scans.ipynb"), tmp_path, output_dir=str(tmp_path / "scans"), size=48)
+    settings = dict(preset="paper", scans=str(tmp_path / "scans"), checkpoint=str(tiny_parts.pshuman_checkpoint(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=4, steps=12, warmup_steps=1, learning_rate=1.0e-2,
+                    loss="bce + 0.1 perceptual", perceptual_weights=str(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors")), fronts=[0, 3], ema_decay=0.0, log_every=1)  # fmt: skip
+    execute(notebook("train_skeleton_predictor.ipynb"), tmp_path, **settings)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    found, lines = summary["metrics"]["scans"], [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert summary["steps"] == 12 and lines[-1]["bce"] < 0.5 * lines[0]["bce"] and lines[-1]["perceptual"] > 0
+    assert found["map_psnr_db"] > 10 and 0 < found["map_ssim"] < 1 and found["mpjpe_mm"] < 2000 and (tmp_path / "run" / "read.png").exists()
+    assert SkeletonPredictor.from_pretrained(tmp_path / "run" / "predictor").config.sigma == 1.0
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"preset": "small"}, "'preset' is 'small'"), ({"preset": "paper"}, "'scans' is '', but needs to be a folder for the preset paper"), ({"loss": "bce + bones"}, "'loss' is 'bce \\+ bones', but needs to be made of maps"),
+    ({"loss": "bce + perceptual"}, "'perceptual_weights' is ''"), ({"loss": "bcee"}, "'loss' is 'bcee'; it must be terms"), ({"test_scans": 0}, "'test_scans'"), ({"estimate_share": 1.0}, "'estimate_share'"),
+])  # fmt: skip
+def test_the_reader_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        check_settings(notebook("train_skeleton_predictor.ipynb"), **change)
 
 
 def test_generate_keeps_what_is_done_and_refuses_other_settings(tmp_path):

@@ -9,6 +9,7 @@ import torch
 import trimesh
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from drpose.dataset import TINY_RIG
@@ -16,6 +17,7 @@ from drpose.multiview import MultiViewUNet, default_scheduler, tiny_prompt_embed
 from drpose.photos import CLIPImageProcessor
 from drpose.posescore import SkeletonPredictor
 from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE
+from drpose.rewards import VGG_LAYERS
 from drpose.training import PairConditions, PostTrainConfig
 
 
@@ -99,4 +101,14 @@ def colored_box(path: Path, size=(0.4, 1.6, 0.3)) -> Path:
     box.unmerge_vertices()
     box.visual = trimesh.visual.ColorVisuals(box, vertex_colors=np.repeat(colors, 3, axis=0))
     box.export(path)
+    return path
+
+
+def vgg_file(path, **changes):
+    "Random weights in torchvision's names."
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for number, before, after in (layer for layer in VGG_LAYERS if isinstance(layer, tuple)):
+        tensors[f"features.{number}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * (2 / (9 * before)) ** 0.5
+        tensors[f"features.{number}.bias"] = torch.zeros(after)
+    save_file({name: value for name, value in (tensors | changes).items() if value is not None}, path)
     return path
