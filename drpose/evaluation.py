@@ -30,22 +30,23 @@ from .selection import is_tilted
 # %% auto #0
 __all__ = ['METRICS', 'GroundTruth', 'Judge', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views',
            'constant_pose_metrics', 'Metric', 'summarise', 'body_tilt', 'summarise_strata', 'compare', 'format_table',
-           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'generate_latents', 'evaluate_latents', 'judge_errors']
+           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'people_at_once', 'generate_latents',
+           'evaluate_latents', 'judge_errors']
 
 # %% ../nbs/12_evaluation.ipynb #7ab53c28
 @dataclass
 class GroundTruth:
     "What the generated views are compared with. Everything is in the rig's frame (body diagonal = 1)."
-    images: Tensor  # (B, D, V, 3, H, W) in [0, 1]; D = (normal, colour)
-    masks: Tensor   # (B, V, H, W) bool or coverage
-    joints: Tensor  # (B, 23, 3) frame units
-    scale: Tensor   # (B,) frame units per metre
+    images: Tensor | None  # (B, D, V, 3, H, W) in [0, 1]; D = (normal, colour); None where only the pose is known
+    masks: Tensor | None   # (B, V, H, W) bool or coverage
+    joints: Tensor         # (B, 23, 3) frame units
+    scale: Tensor          # (B,) frame units per metre
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.joints)
 
     def __getitem__(self, rows) -> GroundTruth:
-        return GroundTruth(self.images[rows], self.masks[rows], self.joints[rows], self.scale[rows])
+        return GroundTruth(*(None if part is None else part[rows] for part in (self.images, self.masks, self.joints, self.scale)))
 
 
 class Judge(Protocol):
@@ -153,13 +154,13 @@ def drift(
     return (latents - base_latents).square().flatten(1).mean(1)
 
 # %% ../nbs/12_evaluation.ipynb #54dc1780
-def _check_views(images: Tensor, latents: Tensor, truth: GroundTruth, rig: ViewRig) -> None:
+def _check_views(images: Tensor | None, latents: Tensor, truth: GroundTruth, rig: ViewRig) -> None:
     "Shapes agree and no number is NaN or infinite; one sentence otherwise."
     b, v = len(truth), rig.num_views
-    size = truth.images.shape[-1]
-    wanted = {"images": (images, (b, 2, v, 3, size, size)), "true images": (truth.images, (b, 2, v, 3, size, size)),
-              "latents": (latents, (b, 2, v, *latents.shape[3:])), "true masks": (truth.masks, (b, v, size, size)),
-              "true joints": (truth.joints, (b, len(SKELETON_JOINTS), 3)), "true scale": (truth.scale, (b,))}
+    wanted = {"latents": (latents, (b, 2, v, *latents.shape[3:])), "true joints": (truth.joints, (b, len(SKELETON_JOINTS), 3)), "true scale": (truth.scale, (b,))}
+    if images is not None:
+        size = truth.images.shape[-1]
+        wanted |= {"images": (images, (b, 2, v, 3, size, size)), "true images": (truth.images, (b, 2, v, 3, size, size)), "true masks": (truth.masks, (b, v, size, size))}
     for name, (tensor, shape) in wanted.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"evaluate_views: {name} have shape {tuple(tensor.shape)}; {shape} is needed for {b} samples and {v} views.")
@@ -170,7 +171,7 @@ def _check_views(images: Tensor, latents: Tensor, truth: GroundTruth, rig: ViewR
 
 @torch.no_grad()
 def evaluate_views(
-    images: Tensor,                      # (B, D, V, 3, H, W) generated normals and colours in [0, 1]
+    images: Tensor | None,               # (B, D, V, 3, H, W) generated normals and colours in [0, 1]; None: only poses are measured
     latents: Tensor,                     # (B, D, V, 4, h, w) the latents they were decoded from
     truth: GroundTruth,                  # B samples
     judge: Judge,                        # reads joints from latents; must not be the network that gave the reward
@@ -181,13 +182,13 @@ def evaluate_views(
     "Measures one batch of generated views against the truth. ValueError names the first wrong shape or non-finite sample."
     _check_views(images, latents, truth, rig)
     views, grid = _unseen(rig, seen), latents.shape[-1]
-    image_rig, latent_rig = rig.resized(images.shape[-1]), rig.resized(grid)
+    image_rig, latent_rig = rig if images is None else rig.resized(images.shape[-1]), rig.resized(grid)
     found = judge.joints(latents, latent_rig)
     points2d, joints3d = (found[k] if isinstance(found, Mapping) else getattr(found, k) for k in ("points2d", "joints3d"))
     features = _numbers(judge.features(latents, latent_rig)).reshape(len(truth), rig.num_views, -1)[:, views]
     return PerSample(
-        **pose_metrics(points2d * (images.shape[-1] / grid), joints3d, truth.joints, truth.scale, image_rig, seen),
-        **picture_metrics(images, truth, views),
+        **pose_metrics(points2d * (image_rig.image_size / grid), joints3d, truth.joints, truth.scale, image_rig, seen),
+        **({} if images is None else picture_metrics(images, truth, views)),
         judge_reward=_numbers(judge.reward(latents, truth.joints, latent_rig)),
         drift=None if base_latents is None else _numbers(drift(latents, base_latents)),
         features=features,
@@ -371,14 +372,19 @@ def format_table(
 # %% ../nbs/12_evaluation.ipynb #d7dc69c1
 @dataclass
 class Benchmark:
-    "Samples with their truth: `truth` (images, masks, joints, scale), their true `latents` and conditions (a `LatentSet`), and which are `tilted` (N,) bool."
+    "Samples with their truth: `truth` (images, masks, joints, scale), their true `latents` and conditions (a `LatentSet`), and which are `tilted` (N,) bool. `photos` (N, 3, H, W): what the model is shown, where the truth has no pictures."
     name: str
     truth: GroundTruth
     data: LatentSet
     tilted: np.ndarray
+    photos: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
+
+    def shown(self, count: int) -> Tensor:
+        "The first photos, (count, 3, H, W)."
+        return self.truth.images[:count, 1, 0] if self.photos is None else self.photos[:count]
 
 
 def load_benchmark(
@@ -404,7 +410,7 @@ def load_scan_benchmark(
     name: str,
     pipeline: MultiViewPipeline,          # its views, its autoencoder, its descriptors
     folders: Sequence[str | Path],        # rendered scans with pose.json
-    keep: str | Path,                     # where latents are kept from one time to the next
+    keep: str | Path | None = None,       # where latents are kept from one time to the next; None = nowhere
     front: int = 0,                       # which of a scan's eight pictures is the photo
     background: float = 1.0,
 ) -> Benchmark:
@@ -417,6 +423,11 @@ def load_scan_benchmark(
     return Benchmark(name, truth, data, is_tilted(data.joints).numpy())
 
 # %% ../nbs/12_evaluation.ipynb #2f2fc4c7
+def people_at_once(cells: int) -> int:
+    "How many people are drawn or decoded together, by the side of their latents: 16 for 16 x 16 cells, one from 64 x 64 on."
+    return max(1, 16 * 16**2 // cells**2)
+
+
 @torch.no_grad()
 def generate_latents(
     unet,                          # a multi-view UNet
@@ -425,11 +436,12 @@ def generate_latents(
     benchmark: Benchmark,
     num_inference_steps: int = 10,
     seed: int = 0,                 # of the noise
-    batch_size: int = 16,
+    batch_size: int = 0,           # people per call; 0: 16 in the tiny world, one at PSHuman's size
 ) -> Tensor:                       # (N, D, V, 4, h, w)
     "What a model draws from the photos of a benchmark, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
     data, parts, network = benchmark.data, [], getattr(unet, "unet", unet)      # a HandOver, or the network itself
     device, dtype = getattr(network, "device", "cpu"), getattr(network, "dtype", torch.float32)
+    batch_size = batch_size or people_at_once(data.latents.shape[-1])
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]
         noise = torch.stack([torch.randn(part.latents.shape[1:], generator=seeded_generator(seed, start + i, benchmark.name)) for i in range(len(part))])
@@ -446,14 +458,14 @@ def evaluate_latents(
     judge: Judge,
     rig: ViewRig = TINY_RIG,
     base_latents: Tensor | None = None,  # of the base, for drift
-    batch_size: int = 32,
+    batch_size: int = 0,                 # people per call; 0: twice as many as `generate_latents`
 ) -> PerSample:
     "Decode generated latents of a whole benchmark, where the autoencoder is, and measure them on the CPU (`evaluate_views`, batch by batch). A face view behind the rig's is not looked at."
-    parts, views = [], rig.num_views
+    parts, views, batch_size = [], rig.num_views, batch_size or 2 * people_at_once(latents.shape[-1])
     for start in range(0, len(benchmark), batch_size):
         chosen = slice(start, start + batch_size)
         drawn, base = latents[chosen, :, :views], None if base_latents is None else base_latents[chosen, :, :views]
-        images = decode_latents(vae, drawn.to(vae.device, vae.dtype)).float().cpu()
+        images = None if benchmark.truth.images is None else decode_latents(vae, drawn.to(vae.device, vae.dtype)).float().cpu()
         parts.append(evaluate_views(images, drawn, benchmark.truth[chosen], judge, rig, base))
     return PerSample.cat(parts)
 

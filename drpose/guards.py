@@ -11,21 +11,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor
 
+from .bodies import BodyModel
 from .cameras import ViewRig
-from .dataset import TINY_RIG
-from .evaluation import Benchmark, PerSample, compare, evaluate_latents, generate_latents
-from .multiview import Condition, decode_latents, predict
+from .dataset import TINY_RIG, LatentSet, PosePairs
+from .evaluation import Benchmark, GroundTruth, PerSample, compare, evaluate_latents, generate_latents, people_at_once
+from .multiview import Condition, MultiViewPipeline, decode_latents, predict
 from .multiview_unet import HandOver, save_lora
 from .posescore import PoseScore, SkeletonPredictor
 from .repeatable import seeded_generator, write_atomic
+from .rewards import RewardSum
 from .runs import RunDirectory
+from .selection import is_tilted
+from .training import condition_pairs
 from .viewers import contact_sheet
 
 # %% auto #0
-__all__ = ['Limits', 'Change', 'find_alarms', 'GuardSettings', 'Guard', 'read_guards']
+__all__ = ['Limits', 'Change', 'find_alarms', 'GuardSettings', 'read_guards', 'Guard', 'pair_benchmark']
 
 # %% ../nbs/10d_guards.ipynb #c59ab26a
 @dataclass(frozen=True)
@@ -88,12 +93,107 @@ class GuardSettings:
     limits: Limits = field(default_factory=Limits)
 
 
-class Guard:
+class _Draws:
+    "Draws held-out people with the base and the network under way, and measures the drawings."
+
+    drawing: HandOver
+    scheduler: DDIMScheduler
+    vae: AutoencoderKL
+    judge: SkeletonPredictor
+    prompt_embeds: Tensor
+    rig: ViewRig
+    settings: GuardSettings
+    benchmarks: dict[str, Benchmark]
+    base: dict[str, Tensor]
+
+    def _draw(self, network, name: str, seed: int = 0) -> Tensor:
+        return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name], self.settings.num_inference_steps, seed)
+
+    def _measure(self, latents: Tensor, name: str) -> PerSample:
+        return evaluate_latents(latents, self.benchmarks[name], self.vae, self.judge, self.rig, self.base[name])
+
+    def _true_features(self, benchmark: Benchmark):
+        "The judge's features of the true views, None where nobody knows them."
+        return None if benchmark.truth.images is None else evaluate_latents(benchmark.data.latents.float(), benchmark, self.vae, self.judge, self.rig).features
+
+    @torch.no_grad()
+    def _spread(self, network, drawn: Tensor) -> float:
+        "Mean squared difference between two drawings of the same everyday people from different noise."
+        return float((self._draw(network, "everyday", seed=1) - drawn).square().mean())
+
+    @torch.no_grad()
+    def _kl(self, drawn: Tensor) -> float:
+        "Mean squared difference of the tuned network's and the base's answers, on drawings of hard people noised to three levels."
+        data, network, gaps = self.benchmarks["hard"].data, self.drawing.unet, []
+        for timestep in (249, 499, 749):
+            noised = self.scheduler.add_noise(drawn, torch.randn(drawn.shape, generator=seeded_generator("guard", timestep)), torch.tensor([timestep]))
+            for part in torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1])):
+                condition = Condition(*(told.to(network.device, network.dtype) for told in (data.photos[part], data.descriptors[part], self.prompt_embeds)))
+                now, base = (predict(answer, noised[part].to(network.device, network.dtype), torch.tensor(timestep), condition).float() for answer in (self.drawing, self.drawing.start))
+                gaps.append((now - base).square().flatten(1).mean(1).cpu())
+        return float(torch.cat(gaps).mean())
+
+    def _picture(self, path: Path, name: str, latents: Tensor) -> None:
+        "Photo, base, now and, where known, the truth of three people."
+        benchmark, views = self.benchmarks[name], self.rig.num_views
+        drawn = (decode_latents(self.vae, found[:3, :, :views].to(self.vae.device, self.vae.dtype))[:, 1].float().cpu() for found in (self.base[name], latents))
+        groups = dict(zip(("base", "now"), drawn)) | ({} if benchmark.truth.images is None else {"true": benchmark.truth.images[:3, 1]})
+        contact_sheet(benchmark.shown(3), groups, rig=self.rig, scale=min(2.0, 160 / self.rig.image_size), path=path)
+
+# %% ../nbs/10d_guards.ipynb #c04eb8de
+class _Compares(_Draws):
+    "Changes from the base, each with its standard error."
+
+    score: PoseScore
+    judge_score: PoseScore
+
+    @torch.no_grad()
+    def _gain(self, score: PoseScore, latents: Tensor) -> Change:
+        "Change of a reward on the hard people."
+        truth, rig, device = self.benchmarks["hard"].truth, self.rig.resized(latents.shape[-1]), next(score.parameters(), latents).device
+        masks = () if truth.masks is None else (F.avg_pool2d(truth.masks.float(), truth.masks.shape[-1] // latents.shape[-1]),)
+
+        def rewards(drawn: Tensor):
+            parts = torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1]))
+            given = (drawn[:, :, : rig.num_views], truth.joints, *masks)
+            return torch.cat([_scored(score, rig, *(tensor[part].to(device) for tensor in given)) for part in parts]).double().cpu().numpy()
+
+        before, after = rewards(self.base["hard"]), rewards(latents)
+        return Change(float(before.mean()), float((after - before).mean()), float((after - before).std(ddof=1) / len(before) ** 0.5))
+
+    def changes(self, drawn: dict[str, Tensor]) -> dict[str, Change]:
+        "What `find_alarms` wants to know."
+        tables = {name: compare(self.measured[name], self._measure(latents, name), self.truth[name]) for name, latents in drawn.items()}
+        wanted = {"psnr": ("everyday", "color_psnr_db"), "sharpness": ("everyday", "sharpness"), "everyday_mm": ("everyday", "mpjpe_mm"), "hard_mm": ("hard", "mpjpe_mm"), "frechet": ("everyday", "frechet"), "drift": ("hard", "drift")}
+        found = {name: Change(*(tables[which][metric][key] for key in ("before", "change", "se"))) for name, (which, metric) in wanted.items()}
+        return found | {"reward": self._gain(self.score, drawn["hard"]), "judge_reward": self._gain(self.judge_score, drawn["hard"])}
+
+
+def _scored(score: PoseScore, rig: ViewRig, latents: Tensor, joints: Tensor, masks: Tensor | None = None) -> Tensor:
+    "Rewards (B,); outlines are given to those who can use them."
+    return score(latents, joints, rig) if masks is None or not isinstance(score, RewardSum) else score(latents, joints, rig, masks)
+
+# %% ../nbs/10d_guards.ipynb #6883eae7
+def _say(line: dict) -> None:
+    "A look in one line, and one more for each alarm."
+    begin = f"guard at step {line['step']}:"
+    print(f"{begin} hard {line['hard_mm']:.0f} mm, everyday {line['everyday_mm']:.0f} mm, {line['psnr']:.2f} dB, sharpness {line['sharpness']:.3f}{', best so far' if line['best'] else ''}", flush=True)
+    for alarm in line["alarms"]:
+        print(f"{begin} WARNING, {alarm}", flush=True)
+
+
+def read_guards(path: str | Path) -> list[dict]:
+    "All looks of a run's folder, oldest first."
+    path = Path(path) / "guards.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+# %% ../nbs/10d_guards.ipynb #146497c2
+class Guard(_Compares):
     "Looks at the model every so many steps: `Guard(...)(done)` is True if the run should end."
 
     def __init__(self, drawing: HandOver, score: PoseScore, run: RunDirectory, *, scheduler: DDIMScheduler, vae: AutoencoderKL, judge: SkeletonPredictor, prompt_embeds: Tensor,
                  benchmarks: Callable[[], dict[str, Benchmark]], judge_score: PoseScore, rig: ViewRig = TINY_RIG, settings: GuardSettings | None = None):
-        """`benchmarks()` makes the held-out people, "hard" and "everyday"; `score` is the reward that is trained on, `judge_score` the same recipe read by the judge."""
+        """`benchmarks()` makes the held-out people, "hard" (poses are enough) and "everyday" (with their true views); `score` is the reward that is trained on, `judge_score` the same recipe read by the judge."""
         self.drawing, self.score, self.run, self.scheduler, self.vae, self.judge = drawing, score, run, scheduler, vae, judge
         self.prompt_embeds, self.make_benchmarks, self.judge_score, self.rig, self.settings = prompt_embeds, benchmarks, judge_score, rig, settings or GuardSettings()
         self.every, self.lines_path, self.lines = self.settings.every, run.path / "guards.jsonl", []
@@ -106,47 +206,11 @@ class Guard:
         self.benchmarks = self.make_benchmarks()
         self.base = {name: self._draw(self.drawing.start, name) for name in self.benchmarks}
         self.measured = {name: self._measure(latents, name) for name, latents in self.base.items()}
-        self.truth = {name: evaluate_latents(benchmark.data.latents.float(), benchmark, self.vae, self.judge, self.rig).features for name, benchmark in self.benchmarks.items()}
+        self.truth = {name: self._true_features(benchmark) for name, benchmark in self.benchmarks.items()}
         self.spread = self._spread(self.drawing.start, self.base["everyday"])
 
     def _write(self) -> None:
         write_atomic(self.lines_path, lambda temporary: temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines)))
-
-    def _draw(self, network, name: str, seed: int = 0) -> Tensor:
-        return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name], self.settings.num_inference_steps, seed)
-
-    def _measure(self, latents: Tensor, name: str) -> PerSample:
-        return evaluate_latents(latents, self.benchmarks[name], self.vae, self.judge, self.rig, self.base[name])
-
-    @torch.no_grad()
-    def _spread(self, network, drawn: Tensor) -> float:
-        "Mean squared difference between two drawings of the same everyday people from different noise."
-        return float((self._draw(network, "everyday", seed=1) - drawn).square().mean())
-
-    @torch.no_grad()
-    def _kl(self, drawn: Tensor) -> float:
-        "Mean squared difference of the tuned network's and the base's answers, on drawings of hard people noised to three levels."
-        data, gaps = self.benchmarks["hard"].data, []
-        condition = Condition(data.photos.float(), data.descriptors, self.prompt_embeds)
-        for timestep in (249, 499, 749):
-            noise = torch.randn(drawn.shape, generator=seeded_generator("guard", timestep))
-            noised = self.scheduler.add_noise(drawn, noise, torch.tensor([timestep]))
-            gaps.append((predict(self.drawing, noised, torch.tensor(timestep), condition) - predict(self.drawing.start, noised, torch.tensor(timestep), condition)).square().mean())
-        return float(torch.stack(gaps).mean())
-
-    @torch.no_grad()
-    def _gain(self, score: PoseScore, latents: Tensor) -> Change:
-        "Change of a reward on the hard people."
-        joints, rig = self.benchmarks["hard"].truth.joints, self.rig.resized(latents.shape[-1])
-        before, after = (score(drawn, joints, rig).double().numpy() for drawn in (self.base["hard"], latents))
-        return Change(float(before.mean()), float((after - before).mean()), float((after - before).std(ddof=1) / len(before) ** 0.5))
-
-    def changes(self, drawn: dict[str, Tensor]) -> dict[str, Change]:
-        "What `find_alarms` wants to know."
-        tables = {name: compare(self.measured[name], self._measure(latents, name), self.truth[name]) for name, latents in drawn.items()}
-        wanted = {"psnr": ("everyday", "color_psnr_db"), "sharpness": ("everyday", "sharpness"), "everyday_mm": ("everyday", "mpjpe_mm"), "hard_mm": ("hard", "mpjpe_mm"), "frechet": ("everyday", "frechet"), "drift": ("hard", "drift")}
-        found = {name: Change(*(tables[which][metric][key] for key in ("before", "change", "se"))) for name, (which, metric) in wanted.items()}
-        return found | {"reward": self._gain(self.score, drawn["hard"]), "judge_reward": self._gain(self.judge_score, drawn["hard"])}
 
     @torch.no_grad()
     def __call__(self, done: int) -> bool:
@@ -158,25 +222,24 @@ class Guard:
         line["best"] = not alarms and all(line["judge_reward"] > other["judge_reward"] for other in self.lines if other["best"])
         if line["best"] and getattr(self.drawing.unet, "peft_config", None):
             save_lora(self.drawing.unet, self.run.path / "best")
-        self._picture(done, drawn)
+        for name, latents in drawn.items():
+            self._picture(self.run.path / "guards" / f"{name}-{done:06d}.png", name, latents)
         self.lines.append(line)
         self._write()
-        print(f"guard at step {done}: hard {line['hard_mm']:.0f} mm, everyday {line['everyday_mm']:.0f} mm, {line['psnr']:.2f} dB, sharpness {line['sharpness']:.3f}{', best so far' if line['best'] else ''}", flush=True)
-        for alarm in alarms:
-            print(f"guard at step {done}: WARNING, {alarm}", flush=True)
+        _say(line)
         recent = self.lines[-self.settings.limits.patience :]
         end = self.settings.stop and len(recent) == self.settings.limits.patience and all(one["alarms"] for one in recent)
         if end:
             print(f"guard at step {done}: the run ends here, because {alarms[0]}", flush=True)
         return end
 
-    def _picture(self, done: int, drawn: dict[str, Tensor]) -> None:
-        for name, latents in drawn.items():
-            truth, base, now = self.benchmarks[name].truth.images[:3, 1], *(decode_latents(self.vae, found[:3])[:, 1] for found in (self.base[name], latents))
-            contact_sheet(truth[:, 0], {"base": base, "now": now, "true": truth}, rig=self.rig, path=self.run.path / "guards" / f"{name}-{done:06d}.png")
-
-
-def read_guards(path: str | Path) -> list[dict]:
-    "All looks of a run's folder, oldest first."
-    path = Path(path) / "guards.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+# %% ../nbs/10d_guards.ipynb #9c19032f
+def pair_benchmark(name: str, pairs: PosePairs, people: int, pipeline: MultiViewPipeline, body_model: BodyModel, rig: ViewRig, outlines: bool = False) -> Benchmark:
+    "The first `people` of held-out image-pose pairs as a benchmark of poses; with `outlines`, of outlines too (the naked body's, as in training)."
+    chosen, unet = torch.utils.data.Subset(pairs, range(people)), pipeline.unet.config
+    told = condition_pairs(chosen, pipeline, body_model, people_at_once(unet.sample_size), rig if outlines else None)
+    shape = (people, *pipeline.prompt_table.embeds.shape[:2], unet.out_channels, unet.sample_size, unet.sample_size)
+    scale = torch.cat([pairs[i]["framing"].scale for i in range(people)])
+    data = LatentSet(torch.full(shape, torch.nan).half(), told.photos, told.descriptors, told.joints, scale)
+    photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear", antialias=True)[0].clamp(0, 1) for i in range(min(people, 3))])
+    return Benchmark(name, GroundTruth(None, told.masks, told.joints, scale), data, is_tilted(told.joints).numpy(), photos)

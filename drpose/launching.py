@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,19 +21,21 @@ from diffusers import DDIMScheduler
 
 from .bodies import load_body
 from .cameras import ViewRig
-from .dataset import PosePairs
-from .evaluation import load_benchmark
-from .guards import Guard, GuardSettings
+from .dataset import TINY_RIG, PosePairs
+from .evaluation import Benchmark, load_benchmark, load_scan_benchmark
+from .guards import Guard, GuardSettings, pair_benchmark
 from .multiview import MultiViewPipeline
-from .multiview_unet import HandOver, MultiViewUNet, load_lora, merged, without_adapters
+from .multiview_unet import MultiViewUNet, load_lora
 from .posescore import SkeletonPredictor
 from .repeatable import read_json, write_json
-from .rewards import RewardSum, read_recipe
+from .rewards import FigureMap, PerceptualDistance, RewardSum, read_recipe
 from .runs import LoopResult, config_from, new_accelerator
-from .training import PostTrainConfig, PostTrainResult, condition_pairs, embedded_models, fit_figure, posttrain
+from .scans import POSE_FILE
+from .training import PostTrainConfig, PostTrainResult, condition_pairs, embedded_models, finished, fit_figure, posttrain
 
 # %% auto #0
-__all__ = ['GUARD_SEED', 'JOB', 'RESULT', 'REASON', 'rig_of', 'PostTrainSources', 'require_processes', 'work', 'launch']
+__all__ = ['GUARD_SEED', 'JOB', 'RESULT', 'REASON', 'rig_of', 'PostTrainSources', 'guard_of', 'load_sources', 'require_processes',
+           'work', 'launch']
 
 # %% ../nbs/10e_launching.ipynb #1d863e48
 def rig_of(pipeline: MultiViewPipeline) -> ViewRig:
@@ -47,32 +49,63 @@ GUARD_SEED = 1  # whom the guard looks at; the benchmarks are drawn with seed 0
 
 @dataclass
 class PostTrainSources:
-    "Where the parts of a post-training run lie: a folder with `pipeline/`, `predictor/` and, for guards, `judge/` (empty = the embedded tiny models), and a folder of image-pose pairs."
+    """Where the parts of a post-training run lie: a folder of image-pose pairs, and a folder with `pipeline/`, `predictor/` and, for guards, `judge/` (empty = the embedded tiny models).
+
+    Whom guards look at: rendered scans with fitted bodies (`everyday`, chapter scans) and held-out pairs (`hard`); both empty = people of the tiny world, for its pipelines only."""
 
     pairs: str
     models: str = ""
+    guard_scans: str = ""
+    guard_pairs: str = ""
 
-    def load(self, config: PostTrainConfig, device: str | torch.device = "cpu") -> dict:
-        "What `posttrain` takes beside settings and run folder, by name; pictures are encoded on `device`. FileNotFoundError or ValueError naming what is missing or damaged."
-        folder = Path(self.models) if self.models else embedded_models()
-        pipeline = MultiViewPipeline.from_pretrained(folder / "pipeline").to(device)
-        predictor, rig, body_model = SkeletonPredictor.from_pretrained(folder / "predictor").eval(), rig_of(pipeline), load_body()
-        outlines, size = "silhouette" in read_recipe(config.reward), rig.image_size
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)  # the same noise levels; steps that can be trained
-        return dict(
-            unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig,
-            data=condition_pairs(PosePairs(self.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)), outlines=rig if outlines else None),
-            figure=fit_figure(pipeline.vae, body_model, rig) if outlines else None, guard=self._guard(config, folder, pipeline, rig) if config.guard_every else None,
-        )  # fmt: skip
+    def absolute(self) -> PostTrainSources:
+        "The same for a process that was started elsewhere."
+        return PostTrainSources(*(str(Path(place).resolve()) if place else "" for place in astuple(self)))
 
-    def _guard(self, config: PostTrainConfig, folder: Path, pipeline: MultiViewPipeline, rig: ViewRig) -> Callable:
-        "Held-out people of the tiny world, other ones than those of the benchmarks, judged by `judge/`."
-        judge = SkeletonPredictor.from_pretrained(folder / "judge").eval()
-        return partial(
-            Guard, scheduler=pipeline.scheduler, vae=pipeline.vae, judge=judge, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, judge_score=RewardSum(judge, config.reward),
-            benchmarks=lambda: {name: load_benchmark(name, pipeline.vae, load_body(), config.guard_people, seed=GUARD_SEED, rig=rig) for name in ("hard", "everyday")},
-            settings=GuardSettings(config.guard_every, config.guard_stop, config.num_inference_steps),
-        )  # fmt: skip
+    @property
+    def folder(self) -> Path:
+        return Path(self.models) if self.models else embedded_models()
+
+    def held_out(self, config: PostTrainConfig, pipeline: MultiViewPipeline, rig: ViewRig) -> Callable[[], dict[str, Benchmark]]:
+        "Makes the people that guards look at, \"hard\" and \"everyday\". FileNotFoundError or ValueError, at once, naming what is missing."
+        people = config.guard_people
+        if not self.guard_scans and not self.guard_pairs:
+            if pipeline.config.descriptor != "pooled" or rig != TINY_RIG:
+                raise ValueError(f"setting 'guard_every' is {config.guard_every}, but this pipeline is not the tiny world's: name guard_scans and guard_pairs, or use guard_every 0")
+            return lambda: {name: load_benchmark(name, pipeline.vae, load_body(), people, seed=GUARD_SEED, rig=rig) for name in ("hard", "everyday")}
+        folders, pairs = sorted(path.parent for path in Path(self.guard_scans).glob(f"*/{POSE_FILE}"))[:people], PosePairs(self.guard_pairs)
+        for name, place, found in (("guard_scans", self.guard_scans, len(folders)), ("guard_pairs", self.guard_pairs, len(pairs))):
+            if found < people:
+                raise ValueError(f"{name} {place!r}: holds {found} people with a known pose, needed {people} (guard_people)")
+        return lambda: {
+            "hard": pair_benchmark("hard", pairs, people, pipeline, load_body(), rig, outlines="silhouette" in read_recipe(config.reward)),
+            "everyday": load_scan_benchmark("everyday", pipeline, folders),
+        }
+
+
+# %% ../nbs/10e_launching.ipynb #f710971b
+def guard_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: MultiViewPipeline, rig: ViewRig, figure: FigureMap | None) -> Callable | None:
+    "What makes a run's guard, None without one: people are drawn and pictures decoded where the pipeline is, the judge measures on the CPU."
+    if not config.guard_every:
+        return None
+    judge = SkeletonPredictor.from_pretrained(sources.folder / "judge").eval()
+    perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
+    return partial(
+        Guard, scheduler=pipeline.scheduler, vae=pipeline.vae, judge=judge, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, benchmarks=sources.held_out(config, pipeline, rig),
+        judge_score=RewardSum(judge, config.reward, figure=figure, perceptual=perceptual), settings=GuardSettings(config.guard_every, config.guard_stop, config.num_inference_steps),
+    )  # fmt: skip
+
+
+def load_sources(config: PostTrainConfig, sources: PostTrainSources, device: str | torch.device = "cpu") -> dict:
+    "What `posttrain` takes beside settings and run folder, by name; pictures are encoded on `device`. FileNotFoundError or ValueError naming what is missing or damaged."
+    pipeline = MultiViewPipeline.from_pretrained(sources.folder / "pipeline").to(device)
+    predictor, rig, body_model = SkeletonPredictor.from_pretrained(sources.folder / "predictor").eval(), rig_of(pipeline), load_body()
+    outlines, size = "silhouette" in read_recipe(config.reward), rig.image_size
+    figure = fit_figure(pipeline.vae, body_model, rig) if outlines else None
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)  # the same noise levels; steps that can be trained
+    data = condition_pairs(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)), outlines=rig if outlines else None)
+    parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, figure=figure)
+    return parts | {"guard": guard_of(config, sources, pipeline, rig, figure)}
 
 # %% ../nbs/10e_launching.ipynb #76e0aa6c
 JOB, RESULT = "job.json", "result.json"
@@ -91,7 +124,7 @@ def work(run_path: str | Path) -> None:
     config = config_from(PostTrainConfig, job["config"], str(Path(run_path) / JOB))
     accelerator = new_accelerator(config, Path(run_path))
     require_processes(accelerator, job["processes"])
-    result = posttrain(config, run_path=run_path, accelerator=accelerator, **PostTrainSources(**job["sources"]).load(config, accelerator.device))
+    result = posttrain(config, run_path=run_path, accelerator=accelerator, **load_sources(config, PostTrainSources(**job["sources"]), accelerator.device))
     if accelerator.is_main_process:
         write_json(Path(run_path) / RESULT, asdict(result.loop))
     accelerator.end_training()  # takes leave of the other processes
@@ -117,16 +150,14 @@ def _start(run_path: Path, processes: int, on_step: Callable[[int], None] | None
         reasons = [line.strip().removeprefix(REASON) for line in last if line.startswith(REASON)] or ["no word: it was killed, or ran out of memory"]
         raise RuntimeError(f"post-training in {processes} processes ended with exit code {running.returncode} after {reasons[0]}; the same call goes on from its last checkpoint")
 
-
+# %% ../nbs/10e_launching.ipynb #968d9add
 def _read_back(config: PostTrainConfig, unet: MultiViewUNet, run_path: Path) -> PostTrainResult:
     "What the processes left, as if it had been trained here."
     loop = LoopResult(**read_json(run_path / RESULT))
     if config.lora_rank == 0:
-        tuned = MultiViewUNet.from_pretrained(run_path / "unet").eval()
-        return PostTrainResult(tuned, HandOver(tuned, unet, config.base_below), loop, None)
+        return finished(config, MultiViewUNet.from_pretrained(run_path / "unet").eval(), unet, loop, run_path)
     load_lora(unet, run_path / "lora")
-    unet.requires_grad_(False)
-    return PostTrainResult(unet, HandOver(merged(unet), without_adapters(unet), config.base_below), loop, run_path / "lora")
+    return finished(config, unet, None, loop, run_path)
 
 
 def launch(config: PostTrainConfig, sources: PostTrainSources, run_path: str | Path, processes: int = 1, on_step: Callable[[int], None] | None = None) -> PostTrainResult:
@@ -136,13 +167,12 @@ def launch(config: PostTrainConfig, sources: PostTrainSources, run_path: str | P
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}; it must be a whole number, 1 or larger")
     if processes == 1:
-        return posttrain(config, run_path=run_path, on_step=on_step, **sources.load(config, "cuda" if torch.cuda.is_available() else "cpu"))
+        return posttrain(config, run_path=run_path, on_step=on_step, **load_sources(config, sources, "cuda" if torch.cuda.is_available() else "cpu"))
     run_path = Path(run_path).resolve()
-    absolute = PostTrainSources(str(Path(sources.pairs).resolve()), str(Path(sources.models).resolve()) if sources.models else "")
-    write_json(run_path / JOB, {"config": asdict(config), "sources": asdict(absolute), "processes": processes})
+    (run_path / RESULT).unlink(missing_ok=True)  # an earlier sitting's must not pass for this one's
+    write_json(run_path / JOB, {"config": asdict(config), "sources": asdict(sources.absolute()), "processes": processes})
     _start(run_path, processes, on_step)
-    folder = Path(sources.models) if sources.models else embedded_models()
-    return _read_back(config, MultiViewPipeline.from_pretrained(folder / "pipeline").unet.eval(), run_path)
+    return _read_back(config, MultiViewPipeline.from_pretrained(sources.folder / "pipeline").unet.eval(), run_path)
 
 
 if __name__ == "__main__" and "__file__" in globals():  # as a module, not as a notebook

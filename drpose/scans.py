@@ -394,8 +394,22 @@ def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequenc
     return LatentSet.cat(found)
 
 
-def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], keep: str | Path, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS, poses: bool = False) -> LatentSet:
-    """`encode_scan` for many folders, each kept in a file under `keep` that is read the next time. Joints are given if `poses` asks for them, else (N, 0, 3).
+def _kept_scans(pipeline: MultiViewPipeline, folders: Sequence[Path], keep: Path, fronts: Sequence[int], backgrounds: Sequence[float]) -> list[LatentSet]:
+    "`encode_scan` for folders, or what it left under `keep`."
+    mark, parts = _mark(pipeline, pipeline.unet.config.sample_size) + f"-{'.'.join(map(str, fronts))}-{'.'.join(f'{grey:g}' for grey in backgrounds)}", []
+    for folder in folders:
+        path = keep / mark / f"{folder.name}-{_state_of(folder)}.safetensors"
+        if path.exists():
+            parts.append(LatentSet(**load_file(path)))
+            continue
+        parts.append(encode_scan(pipeline, folder, fronts, backgrounds))
+        tensors = {field.name: getattr(parts[-1], field.name).contiguous() for field in fields(LatentSet)}
+        write_atomic(path, partial(save_file, tensors))
+    return parts
+
+
+def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], keep: str | Path | None, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS, poses: bool = False) -> LatentSet:
+    """`encode_scan` for many folders, each kept in a file under `keep` that is read the next time (None: nothing is kept). Joints are given if `poses` asks for them, else (N, 0, 3).
 
     ValueError for no scan at all, FileNotFoundError naming the first without a fitted body if `poses` needs one."""
     folders = [Path(folder) for folder in folders]
@@ -404,15 +418,11 @@ def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], kee
     missing = next((folder for folder in folders if poses and not (folder / POSE_FILE).exists()), None)
     if missing is not None:
         raise FileNotFoundError(f"{missing / POSE_FILE}: no such file, needed the joints of a fitted body; render the scan again with fits")
-    mark, parts = _mark(pipeline, pipeline.unet.config.sample_size) + f"-{'.'.join(map(str, fronts))}-{'.'.join(f'{grey:g}' for grey in backgrounds)}", []
-    for folder in folders:
-        path = Path(keep) / mark / f"{folder.name}-{_state_of(folder)}.safetensors"
-        if path.exists():
-            parts.append(LatentSet(**load_file(path)))
-            continue
-        parts.append(encode_scan(pipeline, folder, fronts, backgrounds))
-        tensors = {field.name: getattr(parts[-1], field.name).contiguous() for field in fields(LatentSet)}
-        write_atomic(path, partial(save_file, tensors))
+    if keep is None:
+        found = [encode_scan(pipeline, folder, fronts, backgrounds) for folder in folders]
+    else:
+        found = _kept_scans(pipeline, folders, Path(keep), fronts, backgrounds)
     if not poses:
-        parts = [replace(part, joints=part.joints[:, :0], scale=torch.full_like(part.scale, torch.nan)) for part in parts]
-    return LatentSet.cat(parts)
+        found = [replace(part, joints=part.joints[:, :0], scale=torch.full_like(part.scale, torch.nan)) for part in found]
+    return LatentSet.cat(found)
+

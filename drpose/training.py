@@ -37,8 +37,8 @@ _all_ = ["train_autoencoder", "train_base", "train_skeleton_predictor"]
 # %% auto #0
 __all__ = ['CHECKPOINTING', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'embedded_models', 'PostTrainConfig', 'PairConditions',
            'body_masks', 'fit_figure', 'condition_pairs', 'prepare_weights', 'check_handover', 'Sitters',
-           'PostTrainLoss', 'PostTrainResult', 'pose_reward', 'posttrain', 'train_autoencoder', 'train_base',
-           'train_skeleton_predictor']
+           'PostTrainLoss', 'PostTrainResult', 'pose_reward', 'finished', 'posttrain', 'train_autoencoder',
+           'train_base', 'train_skeleton_predictor']
 
 # %% ../nbs/10c_training.ipynb #2b781f2f
 def embedded_models() -> Path:
@@ -97,7 +97,6 @@ class PostTrainConfig(LoopConfig):
         require(self.estimator != "walk" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale", (self.eta, self.guidance_scale), "0 and 1 for the walk, whose every step is deterministic and trained")
         terms = read_recipe(self.reward)
         require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights, "a file for a reward with the term perceptual, empty for any other")
-        require(self.guard_every == 0 or not {"silhouette", "perceptual"} & set(terms), "guard_every", self.guard_every, "0 with a reward that holds silhouette or perceptual, which the guard's judge cannot be asked for")
         require(self.reward_radius >= 0, "reward_radius", self.reward_radius, "at least 0")
         require(self.guard_every >= 0, "guard_every", self.guard_every, "at least 0 (0 = never)")
         require(self.guard_people >= 4, "guard_people", self.guard_people, "at least 4: fewer have no standard error worth the name")
@@ -286,6 +285,22 @@ def pose_reward(config: PostTrainConfig, predictor: SkeletonPredictor, data: Pai
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
     return RewardSum(predictor, config.reward, figure=figure, perceptual=perceptual, radius=config.reward_radius)
 
+# %% ../nbs/10c_training.ipynb #c4cf90ae
+def _save_trained(unet: MultiViewUNet, folder: Path, config: PostTrainConfig) -> None:
+    if config.lora_rank:
+        return save_lora(unet, folder / "lora")
+    unet.save_pretrained(folder / ".unet.partial")
+    shutil.rmtree(folder / "unet", ignore_errors=True)
+    (folder / ".unet.partial").rename(folder / "unet")
+
+
+def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet | None, loop: LoopResult, folder: Path) -> PostTrainResult:
+    "What a run that ended in `folder` hands on: `unet` carries what was learnt; `base` is its start, None where that is `unet` without its adapter."
+    unet.requires_grad_(False)
+    if config.lora_rank == 0:
+        return PostTrainResult(unet, HandOver(unet, base, config.base_below), loop, None)
+    return PostTrainResult(unet, HandOver(merged(unet), without_adapters(unet), config.base_below), loop, folder / "lora")
+
 
 def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
               on_step: Callable[[int], None] | None = None, figure: FigureMap | None = None, score: PoseScore | None = None, guard: Callable[[HandOver, PoseScore, RunDirectory], Watch] | None = None,
@@ -309,15 +324,7 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score, data, prompt_embeds, rig, config)
     watch = None if guard is None else guard(loss.sitters.drawing, score, run)
     result = optimise(run, loss, config, "posttrain", accelerator, on_step, watch)
-    adapter = run.path / "lora" if config.lora_rank else None
     if accelerator.is_main_process:
-        if adapter is None:
-            unet.save_pretrained(run.path / ".unet.partial")
-            shutil.rmtree(run.path / "unet", ignore_errors=True)
-            (run.path / ".unet.partial").rename(run.path / "unet")
-        else:
-            save_lora(unet, adapter)
+        _save_trained(unet, run.path, config)
     accelerator.wait_for_everyone()
-    unet.requires_grad_(False)
-    drawing = HandOver(merged(unet), without_adapters(unet), config.base_below) if config.lora_rank else loss.sitters.drawing
-    return PostTrainResult(unet, drawing, result, adapter)
+    return finished(config, unet, base, result, run.path)

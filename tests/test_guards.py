@@ -72,7 +72,7 @@ class Told(Guard):
     def _kl(self, drawn):
         return 0.0
 
-    def _picture(self, done, drawn):
+    def _picture(self, path, name, latents):
         pass
 
     def changes(self, drawn):

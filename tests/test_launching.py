@@ -1,10 +1,12 @@
 """Several processes: gradients are averaged, two with one sample are one with two, and a killed run loses nothing."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from drpose.dataset import build_dataset, plan_dataset
+from drpose.guards import read_guards
 from drpose.launching import JOB, PostTrainSources, launch, require_processes, rig_of
 from drpose.multiview import MultiViewPipeline
 from drpose.posescore import SkeletonPredictor
 from drpose.runs import RunDirectory, new_accelerator
+from drpose.scans import POSE_FILE, render_scans
 from drpose.training import embedded_models
 
 TESTS = Path(__file__).parent
@@ -133,3 +137,40 @@ def test_a_pshuman_checkpoint_is_post_trained(tmp_path, settings):
     if result.adapter is not None:
         pipeline.load_lora_weights(result.adapter)
         assert furthest(result.unet.state_dict(), pipeline.unet.state_dict()) == 0
+
+
+@pytest.fixture(scope="module")
+def own_world(tmp_path_factory) -> PostTrainSources:
+    "What somebody with a pipeline of PSHuman's kind would have: models, pairs, held-out pairs, and scans of four boxes with something like a pose."
+    folder = tmp_path_factory.mktemp("own")
+    tiny_parts.pshuman_checkpoint(folder / "models" / "pipeline")
+    for seed, name in enumerate(("predictor", "judge")):
+        tiny_parts.predictor(seed).save_pretrained(folder / "models" / name)
+    for name, seed in (("pairs", 0), ("held_out", 1)):
+        build_dataset(plan_dataset(4, seed), folder / name)
+    for place in render_scans([tiny_parts.colored_box(folder / f"box_{number}.ply", (0.4 + 0.1 * number, 1.6, 0.3)) for number in range(4)], folder / "scans", size=48):
+        (place / POSE_FILE).write_text(json.dumps({"joints": (0.1 * torch.randn(23, 3, generator=torch.Generator().manual_seed(3))).tolist(), "scale": 0.5}))
+    return PostTrainSources(*(str(folder / name) for name in ("pairs", "models", "scans", "held_out")))
+
+
+@pytest.mark.parametrize("settings", [{}, {"reward": "maps + silhouette + perceptual", "lora_rank": 0}])
+def test_guards_watch_a_pipeline_of_pshumans_kind(own_world, tmp_path, settings):
+    "Scans say what everyday people look like, held-out pairs are the hard ones; nothing of the tiny world's is used."
+    if "perceptual" in settings.get("reward", ""):
+        settings = settings | {"perceptual_weights": str(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors"))}
+    config = tiny_parts.config(steps=2, batch_size=1, guard_every=1, guard_people=4, guard_stop=False, learning_rate=1e-3, **settings)
+    launch(config, own_world, tmp_path / "run")
+    looks = read_guards(tmp_path / "run")
+    assert [look["step"] for look in looks] == [1, 2] and all(math.isfinite(look[name]) for look in looks for name in ("hard_mm", "everyday_mm", "psnr", "reward", "judge_reward", "kl", "diversity", "frechet"))
+    assert all(look["kl"] > 0 for look in looks), "the network has moved"
+    assert sorted(path.name for path in (tmp_path / "run" / "guards").iterdir()) == ["everyday-000001.png", "everyday-000002.png", "hard-000001.png", "hard-000002.png"]
+
+
+def test_guards_without_people_are_refused_before_anything_is_trained(own_world, tmp_path):
+    config = tiny_parts.config(steps=2, batch_size=1, guard_every=1, guard_people=4)
+    for changes, sentence in ((dict(guard_scans="", guard_pairs=""), "not the tiny world's: name guard_scans and guard_pairs"), (dict(guard_scans=""), "guard_scans '': holds 0"), (dict(guard_pairs=str(tmp_path)), "dataset.json: no such file")):
+        with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+            launch(config, replace(own_world, **changes), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds 4 people with a known pose, needed 5"):
+        launch(replace(config, guard_people=5), own_world, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -49,7 +49,6 @@ class Extra:
         ({"estimator": "walk", "eta": 0.5}, ValueError, "for the walk"),
         ({"checkpointing": "some"}, ValueError, "one of none, blocks, calls, both"),
         ({"guard_every": -1}, ValueError, "0 = never"),
-        ({"guard_every": 5, "reward": "maps + silhouette"}, ValueError, "cannot be asked for"),
         ({"guard_people": 2}, ValueError, "at least 4"),
         ({"accumulate": 0}, ValueError, "'accumulate' is 0"),
         ({"precision": "fp16"}, ValueError, "overflow in fp16"),
