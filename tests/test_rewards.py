@@ -3,7 +3,6 @@
 import pytest
 import tiny_parts
 import torch
-from safetensors.torch import save_file
 
 from drpose.bodies import Pose, load_body
 from drpose.cameras import ViewRig, frame_by_diagonal
