@@ -241,5 +241,5 @@ def pair_benchmark(name: str, pairs: PosePairs, people: int, pipeline: MultiView
     shape = (people, *pipeline.prompt_table.embeds.shape[:2], unet.out_channels, unet.sample_size, unet.sample_size)
     scale = torch.cat([pairs[i]["framing"].scale for i in range(people)])
     data = LatentSet(torch.full(shape, torch.nan).half(), told.photos, told.descriptors, told.joints, scale)
-    photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear", antialias=True)[0].clamp(0, 1) for i in range(min(people, 3))])
+    photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear", antialias=True)[0].clamp(0, 1) for i in range(people)])
     return Benchmark(name, GroundTruth(None, told.masks, told.joints, scale), data, is_tilted(told.joints).numpy(), photos)
