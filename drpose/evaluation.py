@@ -449,7 +449,7 @@ def generate_latents(
         parts.append(denoise(unet, scheduler, condition, noise.to(device, dtype), num_inference_steps).float().cpu())
     return torch.cat(parts)
 
-
+# %% ../nbs/12_evaluation.ipynb #c904e340
 @torch.no_grad()
 def evaluate_latents(
     latents: Tensor,                     # (N, D, V, 4, h, w)

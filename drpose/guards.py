@@ -61,7 +61,7 @@ class Change:
         toward = self.change if limit > 0 else -self.change
         return toward > abs(limit) and toward > clear * self.se
 
-
+# %% ../nbs/10d_guards.ipynb #267c01c4
 def find_alarms(seen: dict[str, Change], diversity: float, limits: Limits) -> list[str]:
     "Reasons, one sentence each, from the changes of `psnr`, `sharpness`, `everyday_mm`, `hard_mm`, `frechet`, `reward` and `judge_reward`, and the diversity relative to the base."
     found = []
@@ -92,7 +92,7 @@ class GuardSettings:
     num_inference_steps: int = 10
     limits: Limits = field(default_factory=Limits)
 
-
+# %% ../nbs/10d_guards.ipynb #781805b8
 class _Draws:
     "Draws held-out people with the base and the network under way, and measures the drawings."
 

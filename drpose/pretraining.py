@@ -89,7 +89,7 @@ class AutoencoderLoss(nn.Module):
         kl = posterior.kl().mean() / latents[0].numel()
         return reconstruction + self.config.kl_weight * kl, {"psnr": -10 * error.square().mean().log10(), "kl": kl}
 
-
+# %% ../nbs/10b_pretraining.ipynb #12e5a027
 def train_autoencoder(config: AutoencoderConfig, images: Tensor, run: RunDirectory, vae: AutoencoderKL | None = None) -> tuple[AutoencoderKL, LoopResult]:
     "Train an autoencoder on `images` (N, 3, H, W) uint8; afterwards `scaling_factor` makes the latents' standard deviation 1."
     vae = vae or new_autoencoder(config)

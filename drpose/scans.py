@@ -281,7 +281,7 @@ def _read_eight(folder: Path, kind: str, size: int, alpha: bool) -> Tensor:
         pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255)
     return torch.stack(pictures)
 
-
+# %% ../nbs/06a_scans.ipynb #2818bf49
 def read_scan_pose(folder: str | Path) -> tuple[Tensor, float] | None:
     "Joints (23, 3) in the frame of picture 000 and frame units per metre, None where no body was fitted. ValueError naming the file."
     path = Path(folder) / POSE_FILE
@@ -393,7 +393,7 @@ def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequenc
             found.append(LatentSet(latents.half().cpu(), told.condition_latents.half().cpu(), told.class_labels.float().cpu(), joints[None], torch.full((1,), pictures.scale)))
     return LatentSet.cat(found)
 
-
+# %% ../nbs/06a_scans.ipynb #d1be2015
 def _kept_scans(pipeline: MultiViewPipeline, folders: Sequence[Path], keep: Path, fronts: Sequence[int], backgrounds: Sequence[float]) -> list[LatentSet]:
     "`encode_scan` for folders, or what it left under `keep`."
     mark, parts = _mark(pipeline, pipeline.unet.config.sample_size) + f"-{'.'.join(map(str, fronts))}-{'.'.join(f'{grey:g}' for grey in backgrounds)}", []
@@ -425,4 +425,3 @@ def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], kee
     if not poses:
         found = [replace(part, joints=part.joints[:, :0], scale=torch.full_like(part.scale, torch.nan)) for part in found]
     return LatentSet.cat(found)
-

@@ -208,8 +208,8 @@ class Sitters:
         return dict(predict=look(self.drawing), base_predict=look(self.drawing.start), prefix_predict=guided)
 
 # %% ../nbs/10c_training.ipynb #3c308de3
-class PostTrainLoss(nn.Module):
-    "Reward and KL loss of one update of post-training."
+class _Drawings(nn.Module):
+    "From noise, or from samples under way, to the images that the reward sees."
 
     def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, scheduler: DDIMScheduler, score: PoseScore, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, config: PostTrainConfig):
         super().__init__()
@@ -249,6 +249,10 @@ class PostTrainLoss(nn.Module):
         finite = torch.isfinite(step.following).flatten(1).all(1)  # a sample with a broken answer stays where it was
         samples.copy_(torch.where(finite.reshape(-1, 1, 1, 1, 1, 1), step.following, now))
         return step.latents, pairs, step.kl
+
+# %% ../nbs/10c_training.ipynb #1fede947
+class PostTrainLoss(_Drawings):
+    "Reward and KL loss of one update of post-training."
 
     def forward(self, update: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of one part of an update; logs the reward and the KL term."
