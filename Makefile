@@ -13,12 +13,14 @@
 #   TORCH_ARGS      more pip arguments for torch alone, e.g. --index-url with another build of it
 #   PAPERMILL_ARGS  more papermill arguments for the demo, e.g. -p seed 1
 #   PYTEST_ARGS     more pytest arguments, e.g. -k bodies
+#   TEST_PROCESSES  how many tests run side by side; each takes a core and up to 3 GB
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 PAPERMILL_ARGS ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 ENV_PYTHON = $(VENV)/bin/python
 INSTALLED = $(VENV)/.drpose_installed
@@ -55,7 +57,7 @@ demo: setup
 	@echo; echo "Pictures:"; ls $(DEMO)/figures/*.png
 
 test: setup
-	@$(ENV_PYTHON) -m pytest -q --durations=10 $(PYTEST_ARGS) tests
+	@$(ENV_PYTHON) -m pytest -q --durations=10 --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS) tests
 
 # Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the judge measures the base, and the reader that rewards learns from the base's guesses too.
 weights: setup

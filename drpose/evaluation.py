@@ -20,7 +20,7 @@ from .clips import Clip
 from .dataset import TINY_RIG, LatentSet, draw_set, encode_set, render_set
 from .metrics import (bootstrap_ci, check_pair, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
                             normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou, ssim, swap_forgiven_pixels)
-from .multiview import Condition, MultiViewPipeline, decode_latents, denoise
+from .multiview import Condition, MultiViewPipeline, decode_latents, denoise, pixels_per_cell
 from .posescore import SkeletonPredictor
 from .rendering import skeleton_maps
 from .repeatable import seeded_generator
@@ -415,9 +415,9 @@ def load_scan_benchmark(
     background: float = 1.0,
 ) -> Benchmark:
     "Rendered scans as a benchmark of a pipeline's body views. FileNotFoundError or ValueError naming the file that is missing or damaged."
-    config, scale = pipeline.config, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    config = pipeline.config
     data = encode_scans(pipeline, folders, keep, (front,), (background,), poses=True)
-    size = data.latents.shape[-1] * scale
+    size = data.latents.shape[-1] * pixels_per_cell(pipeline.vae)
     examples = [scan_example(read_scan_pictures(folder, size), front, config.azimuths, config.mirrored, False, background) for folder in folders]
     truth = GroundTruth(torch.stack([example.images for example in examples]), torch.stack([example.masks for example in examples]), data.joints, data.scale)
     return Benchmark(name, truth, data, is_tilted(data.joints).numpy())

@@ -24,7 +24,7 @@ from .cameras import ViewRig
 from .dataset import TINY_RIG, PosePairs
 from .evaluation import Benchmark, load_benchmark, load_scan_benchmark
 from .guards import Guard, GuardSettings, pair_benchmark
-from .multiview import MultiViewPipeline
+from .multiview import MultiViewPipeline, pixels_per_cell
 from .multiview_unet import MultiViewUNet, load_lora
 from .posescore import SkeletonPredictor
 from .repeatable import read_json, write_json
@@ -40,8 +40,8 @@ __all__ = ['GUARD_SEED', 'JOB', 'RESULT', 'REASON', 'rig_of', 'PostTrainSources'
 # %% ../nbs/10e_launching.ipynb #1d863e48
 def rig_of(pipeline: MultiViewPipeline) -> ViewRig:
     "The cameras of a pipeline's body views, at the size of its pictures."
-    scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    return ViewRig(tuple(pipeline.config.azimuths), image_size=pipeline.unet.config.sample_size * scale, mirrored=tuple(pipeline.config.mirrored))
+    size = pipeline.unet.config.sample_size * pixels_per_cell(pipeline.vae)
+    return ViewRig(tuple(pipeline.config.azimuths), image_size=size, mirrored=tuple(pipeline.config.mirrored))
 
 
 GUARD_SEED = 1  # whom the guard looks at; the benchmarks are drawn with seed 0

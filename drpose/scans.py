@@ -25,7 +25,7 @@ from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import ViewRig, frame_by_diagonal, view_axes
 from .dataset import LatentSet
 from .motion import read_array_pickle
-from .multiview import MultiViewPipeline, encode_images, unmirror
+from .multiview import MultiViewPipeline, encode_images, pixels_per_cell, unmirror
 from .rendering import check_mesh, find_hits, interpolate, paint, pool_hits, vertex_normals
 from .repeatable import read_json, seeded_generator, write_atomic, write_json
 
@@ -380,7 +380,7 @@ def _state_of(folder: Path) -> str:
 def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS) -> LatentSet:
     "Latents, photo latents and descriptors of one scan for every front and background; joints (N, 23, 3) in the front's frame, (N, 0, 3) where no body was fitted."
     unet, vae = pipeline.unet.config, pipeline.vae
-    size = unet.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    size = unet.sample_size * pixels_per_cell(vae)
     pictures = read_scan_pictures(folder, size, bodies=unet.in_channels - unet.out_channels == 8)
     device, found = pipeline._execution_device, []
     for front in fronts:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import Framing, ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs, draw_set, encode_set, render_set
-from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, predict
+from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell, predict
 from .multiview_unet import HandOver, idle_parameters, lora_targets, merged, save_lora, without_adapters
 from .posescore import PoseScore, SkeletonPredictor
 from .pretraining import train_autoencoder, train_base, train_skeleton_predictor
@@ -137,8 +137,8 @@ def fit_figure(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RI
 @torch.no_grad()
 def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel, batch_size: int = 64, outlines: ViewRig | None = None) -> PairConditions:
     "What `pipeline` would be told about all pictures of `pairs`, and the pairs' joints in the pictures' frames; with `outlines`, also the body's coverage in the views of that rig."
-    config, scale = pipeline.unet.config, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    size, noise, columns = config.sample_size * scale, seeded_generator("descriptors"), []
+    config, noise, columns = pipeline.unet.config, seeded_generator("descriptors"), []
+    size = config.sample_size * pixels_per_cell(pipeline.vae)
     for start in range(0, len(pairs), batch_size):
         items = [pairs[i] for i in range(start, min(len(pairs), start + batch_size))]
         images = torch.stack([item["image"] for item in items])
