@@ -30,7 +30,7 @@ from .selection import is_tilted
 # %% auto #0
 __all__ = ['METRICS', 'GroundTruth', 'Judge', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views',
            'constant_pose_metrics', 'Metric', 'summarise', 'body_tilt', 'summarise_strata', 'compare', 'format_table',
-           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'people_at_once', 'generate_latents',
+           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'behind', 'people_at_once', 'generate_latents',
            'evaluate_latents', 'judge_errors']
 
 # %% ../nbs/12_evaluation.ipynb #7ab53c28
@@ -423,6 +423,12 @@ def load_scan_benchmark(
     return Benchmark(name, truth, data, is_tilted(data.joints).numpy())
 
 # %% ../nbs/12_evaluation.ipynb #2f2fc4c7
+def behind(drawing) -> torch.nn.Module:
+    "The network whose device and precision count: of a `HandOver`, of its method `start`, or the network itself."
+    owner = getattr(drawing, "__self__", drawing)
+    return getattr(owner, "unet", owner)
+
+
 def people_at_once(cells: int) -> int:
     "How many people are drawn or decoded together, by the side of their latents: 16 for 16 x 16 cells, one from 64 x 64 on."
     return max(1, 16 * 16**2 // cells**2)
@@ -439,8 +445,8 @@ def generate_latents(
     batch_size: int = 0,           # people per call; 0: 16 in the tiny world, one at PSHuman's size
 ) -> Tensor:                       # (N, D, V, 4, h, w)
     "What a model draws from the photos of a benchmark, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
-    data, parts, network = benchmark.data, [], getattr(unet, "unet", unet)      # a HandOver, or the network itself
-    device, dtype = getattr(network, "device", "cpu"), getattr(network, "dtype", torch.float32)
+    data, parts, network = benchmark.data, [], behind(unet)
+    device, dtype = getattr(network, "device", "cpu"), getattr(network, "dtype", torch.float32)     # a plain function has neither
     batch_size = batch_size or people_at_once(data.latents.shape[-1])
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]

@@ -1,13 +1,21 @@
 """Guards: large and clear changes are alarms, each with its reason; chance is not. (The planted hack runs in the chapter's notebook.)"""
 
+import copy
 import json
 from types import SimpleNamespace
 
 import pytest
 import tiny_parts
+import torch
 
+from drpose.evaluation import load_benchmark
 from drpose.guards import Change, Guard, GuardSettings, Limits, find_alarms, read_guards
+from drpose.multiview import MultiViewPipeline
+from drpose.multiview_unet import HandOver
+from drpose.posescore import SkeletonPredictor
+from drpose.rewards import RewardSum
 from drpose.runs import RunDirectory
+from drpose.training import embedded_models
 
 STEADY = {name: Change(before, 0.0, 0.01 * before) for name, before in {"psnr": 20.0, "sharpness": 0.9, "everyday_mm": 80.0, "hard_mm": 300.0, "frechet": 0.1, "reward": 0.3, "judge_reward": 0.3, "drift": 0.1}.items()}
 
@@ -120,3 +128,25 @@ def test_looks_after_the_checkpoint_are_taken_again(tmp_path):
     for done in (2, 3):
         resumed(done)
     assert [(look["step"], look["best"]) for look in read_guards(tmp_path)] == [(1, True), (2, True), (3, True)]
+
+
+def test_a_look_goes_where_the_networks_are(tmp_path):
+    "Devices and precisions are handed on together; double precision shows, without a GPU, what was not."
+    pipeline = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline")
+    held_out = {name: load_benchmark(name, pipeline.vae, samples=4, seed=1) for name in ("hard", "everyday")}
+    held_out["hard"].truth.images, held_out["hard"].photos = None, held_out["hard"].truth.images[:, 1, 0]  # as of pairs
+    base = pipeline.to(torch.float64).unet
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.conv_out.bias.add_(0.05)
+    judge = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
+    score = RewardSum(judge, "transport")
+    guard = Guard(
+        HandOver(tuned, base, 0), score, RunDirectory(tmp_path, tiny_parts.config()), scheduler=pipeline.scheduler, vae=pipeline.vae, judge=judge, prompt_embeds=pipeline.prompt_table.embeds, benchmarks=lambda: held_out,
+        judge_score=score, settings=GuardSettings(every=1, num_inference_steps=3),
+    )  # fmt: skip
+    guard.begin(0)
+    guard(1)
+    (look,) = read_guards(tmp_path)
+    assert look["kl"] > 0.001 and look["drift"] > 0 and sorted(path.stem for path in (tmp_path / "guards").iterdir()) == ["everyday-000001", "hard-000001"]
+    assert look["reward"] == look["judge_reward"], "the same reader, the same gain"
