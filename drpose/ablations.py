@@ -37,7 +37,7 @@ class Arm:
         told = "+".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in sorted(self.changes.items()))
         return re.sub(r"[^A-Za-z0-9.=_+-]+", "-", told) or "reference"
 
-
+# %% ../nbs/12b_ablations.ipynb #5a8d2937
 QUESTIONS: dict[str, tuple[Arm, ...]] = {
     "Which estimator?": (
         Arm("DRTune"), *(Arm(label, {"estimator": estimator}) for label, estimator in (("DRaFT-K", "draft-k"), ("DRaFT-LV", "draft-lv"), ("AlignProp", "alignprop"), ("ReFL", "refl"), ("full", "full"))),
@@ -51,7 +51,7 @@ QUESTIONS: dict[str, tuple[Arm, ...]] = {
     "Which poses?": (Arm("farthest point"), Arm("random", {"selection": "random"}), Arm("everyday only", {"everyday_share": 1.0})),
 }  # fmt: skip
 
-
+# %% ../nbs/12b_ablations.ipynb #6b61a3d9
 def arms(questions: Sequence[str] = ()) -> dict[str, Arm]:
     "All arms of these questions (none = all) by name, the reference first. ValueError for a question that is not asked."
     unknown = [question for question in questions if question not in QUESTIONS]

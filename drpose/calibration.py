@@ -82,7 +82,7 @@ def mirrored_joints(joints: Tensor) -> Tensor:
     other = [names.index(name.replace("left", "?").replace("right", "left").replace("?", "right")) for name in names]
     return joints[:, other]
 
-
+# %% ../nbs/08b_calibration.ipynb #2fa3ad4d
 @torch.no_grad()
 def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: BodyModel, people: PoseSet, rig: ViewRig = TINY_RIG, sigmas: tuple[float, ...] = (1.0, 2.0, 4.0)) -> dict[str, Calibration]:
     "Draw `people` wrong in every way and ask each of `scores` about each picture; sigmas: blur, pixels."
@@ -111,7 +111,7 @@ def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: B
     table = torch.stack(distances, 1)
     return {name: Calibration(torch.stack(errors), table[row], exchanged[row], missing[row], blur[row], sigmas) for row, name in enumerate(scores)}
 
-
+# %% ../nbs/08b_calibration.ipynb #3c2796b1
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     "Spearman's, of two tensors with equally many numbers."
     ranks = [value.flatten().argsort().argsort().double() for value in (a, b)]

@@ -214,7 +214,7 @@ def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder
             write_atomic(path, partial(save_file, tensors))
     return [path for _, _, path in shards]
 
-
+# %% ../nbs/06_dataset.ipynb #e0f34ad8
 def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16, reframe_share: float = 0.0) -> LatentSet:
     """Encode image shards made by `build_images`, `reframe_share` of the objects in a wider frame (`reframe`).
 

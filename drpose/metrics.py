@@ -159,7 +159,7 @@ def psnr(
     squared = (predicted.clamp(0, 1) - true).square().flatten(1).mean(1)
     return -10 * torch.log10(squared.clamp_min(1e-10))
 
-
+# %% ../nbs/12a_metrics.ipynb #8432e52b
 def ssim(
     predicted: Tensor,  # (B, ..., H, W) in [0, 1]
     true: Tensor,       # (B, ..., H, W) in [0, 1]
@@ -183,7 +183,7 @@ def ssim(
     found = (2 * mean_x * mean_y + 0.01**2) * (2 * covariance + 0.03**2) / ((mean_x**2 + mean_y**2 + 0.01**2) * (variance + 0.03**2))
     return found.reshape(len(predicted), -1).mean(1)
 
-
+# %% ../nbs/12a_metrics.ipynb #2f7f4292
 def _laplacian_energy(images: Tensor) -> Tensor:
     "(B, ..., H, W) -> (B,): summed square of the five-point Laplacian inside the border."
     centre = images[..., 1:-1, 1:-1]

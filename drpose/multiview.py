@@ -441,9 +441,9 @@ def check_bodies(pipeline, body_images: Tensor | None, shape: tuple[int, ...]) -
     if wanted and (tuple(body_images.shape) != shape or not body_images.is_floating_point() or not body_images.isfinite().all() or body_images.min() < 0 or body_images.max() > 1):
         raise ValueError(f"body_images must be finite floats in [0, 1] of shape {shape}, found {body_images.dtype} {tuple(body_images.shape)}.")
 
-# %% ../nbs/07c_multiview_pipeline.ipynb #9f6aaebb
-class MultiViewPipeline(DiffusionPipeline):
-    "One photo to normals and colours from all views. `save_pretrained` and `from_pretrained` keep every part."
+# %% ../nbs/07c_multiview_pipeline.ipynb #88cb77c8
+class _PipelineParts(DiffusionPipeline):
+    "The parts of a `MultiViewPipeline`: put together, read from a folder, given an adapter."
 
     model_cpu_offload_seq = "image_encoder->unet->vae"
     _optional_components = list(DESCRIBERS)
@@ -475,6 +475,20 @@ class MultiViewPipeline(DiffusionPipeline):
         "Add a post-trained adapter to the U-Net; `load_lora` says what is refused."
         load_lora(self.unet, folder, adapter_name)
 
+# %% ../nbs/07c_multiview_pipeline.ipynb #354e641c
+def _starting_noise(config, condition: Condition, given: Tensor | None, generator) -> Tensor:
+    "Noise (B, D, V, 4, h, w) for a U-Net of this config: what was given, if its shape is right, or a draw."
+    shape = (len(condition), NUM_DOMAINS, config.num_views, config.out_channels, config.sample_size, config.sample_size)
+    if given is None:
+        return draw_noise(shape, generator, condition.condition_latents.device, condition.condition_latents.dtype)
+    if not isinstance(given, Tensor) or tuple(given.shape) != shape:
+        raise ValueError(f"latents must have shape {shape}, found {tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__}.")
+    return given
+
+# %% ../nbs/07c_multiview_pipeline.ipynb #9f6aaebb
+class MultiViewPipeline(_PipelineParts):
+    "One photo to normals and colours from all views. `save_pretrained` and `from_pretrained` keep every part."
+
     def condition(self, pictures: Tensor, generator, noise_level: int, body_images: Tensor | None = None) -> Condition:
         "What the UNet is told about framed pictures (B, 1 or 2, 3, H, W), in the UNet's precision."
         unet, prompts, pictures = self.unet, self.prompt_table.embeds.to(self._execution_device), pictures.to(self._execution_device)
@@ -502,11 +516,7 @@ class MultiViewPipeline(DiffusionPipeline):
         pictures = framed_pictures(image, config.sample_size * scale, config.face_view, crop_size)
         check_bodies(self, body_images, (len(pictures), config.num_views, *pictures.shape[2:]))
         condition = self.condition(pictures, generator, noise_level, body_images)
-        shape = (len(condition), NUM_DOMAINS, config.num_views, config.out_channels, config.sample_size, config.sample_size)
-        if latents is None:
-            latents = draw_noise(shape, generator, condition.condition_latents.device, condition.condition_latents.dtype)
-        elif not isinstance(latents, Tensor) or tuple(latents.shape) != shape:
-            raise ValueError(f"latents must have shape {shape}, found {tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__}.")
+        latents = _starting_noise(config, condition, latents, generator)
 
         def after(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
             bar.update()
@@ -515,9 +525,7 @@ class MultiViewPipeline(DiffusionPipeline):
         with self.progress_bar(total=num_inference_steps) as bar:
             drawing = HandOver(self.unet, None, base_below) if base_below else self.unet
             latents = denoise(drawing, self.scheduler, condition, latents, num_inference_steps, guidance_scale, eta, generator, after, sequential_guidance)
-        images = latents
-        if output_type != "latent":
-            images = finish_views(decode_latents(self.vae, latents.to(self.vae.dtype)), self.config.mirrored, config.face_view, pictures[:, 0] if keep_photo else None)
+        images = latents if output_type == "latent" else finish_views(decode_latents(self.vae, latents.to(self.vae.dtype)), self.config.mirrored, config.face_view, pictures[:, 0] if keep_photo else None)
         self.maybe_free_model_hooks()
         images = pil_images(images) if output_type == "pil" else images
         return MultiViewImages(images=images) if return_dict else (images,)

@@ -470,7 +470,7 @@ def without_adapters(unet: MultiViewUNet) -> MultiViewUNet:
     copied.unload_lora()
     return copied.requires_grad_(False)
 
-
+# %% ../nbs/07a_multiview_unet.ipynb #df792b2f
 class HandOver:
     "The tuned network for noisy timesteps, the base (None: the same network with its adapters off) below `base_below`; call it like a U-Net in a sampling loop."
 

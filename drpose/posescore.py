@@ -56,8 +56,46 @@ def check_latents(latents: Tensor, config, rig: ViewRig) -> None:
     if shape[4] % least or shape[5] % least:
         raise ValueError(f"SkeletonPredictor needs latents whose height and width are multiples of {least}, because it halves them {len(config.block_out_channels) - 1} times, found {shape[4]} x {shape[5]}")
 
+# %% ../nbs/08_posescore.ipynb #9ff47eef
+def _through(blocks: nn.ModuleList, hidden: Tensor, embedding: Tensor) -> Tensor:
+    "What comes out of several blocks in a row."
+    for block in blocks:
+        hidden = block(hidden, embedding)
+    return hidden
+
+
+def _down(levels: nn.ModuleList, hidden: Tensor, embedding: Tensor) -> list[Tensor]:
+    "The features after each level, the finest first."
+    found = []
+    for level, blocks in enumerate(levels):
+        hidden = _through(blocks, F.avg_pool2d(hidden, 2) if level else hidden, embedding)
+        found.append(hidden)
+    return found
+
+
+def _up(levels: nn.ModuleList, hidden: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
+    "The features of the finest level again; `skips` are those of the way down."
+    for level, (blocks, skip) in enumerate(zip(levels, reversed(skips), strict=True)):
+        if level:
+            hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
+        hidden = _through(blocks, torch.cat([hidden, skip], 1), embedding)
+    return hidden
+
+# %% ../nbs/08_posescore.ipynb #7abcb6cd
+class _MapReadings:
+    "What can be said once skeleton maps are read."
+
+    def joints(self, latents: Tensor, rig: ViewRig) -> "ReadJoints":
+        "2D and triangulated 3D joints read from the latents; see `read_joints`."
+        return read_joints(self(latents, rig), rig)
+
+    def reward(self, latents: Tensor, joints: Tensor, rig: ViewRig) -> Tensor:
+        "The pose score of each sample, (B,), at most 0, for true joints (B, 23, 3) in the frame; see `PoseScore`."
+        logits = self(latents, rig)
+        return -map_distance(logits, skeleton_maps(joints, rig.resized(logits.shape[-1]), self.config.sigma)).mean(1)
+
 # %% ../nbs/08_posescore.ipynb #029e2a0f
-class SkeletonPredictor(CheckedModel, ModelMixin, ConfigMixin):
+class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
     """Skeleton maps of 23 joints from multi-view latents, view by view (the frozen reader g_skel of DrPose).
 
     Latents are (B, D, V, C, h, w) with D = 2 domains (normal, colour); h and w must be divisible by 2 to the number of levels less one."""
@@ -84,22 +122,10 @@ class SkeletonPredictor(CheckedModel, ModelMixin, ConfigMixin):
         batch, domains, views, channels, height, width = latents.shape
         hidden = self.conv_in(latents.transpose(1, 2).reshape(batch * views, domains * channels, height, width))
         embedding = self.view_embedding(view_features(rig, latents.device).to(latents.dtype)).repeat(batch, 1)
-        skips = []
-        for level, blocks in enumerate(self.down):
-            if level:
-                hidden = F.avg_pool2d(hidden, 2)
-            for block in blocks:
-                hidden = block(hidden, embedding)
-            skips.append(hidden)
-        for block in self.middle:
-            hidden = block(hidden, embedding)
-        features = hidden.mean((-2, -1))
-        for level, blocks in enumerate(self.up):
-            if level:
-                hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
-            hidden = torch.cat([hidden, skips.pop()], 1)
-            for block in blocks:
-                hidden = block(hidden, embedding)
+        skips = _down(self.down, hidden, embedding)
+        middle = _through(self.middle, skips[-1], embedding)
+        features = middle.mean((-2, -1))
+        hidden = _up(self.up, middle, skips, embedding)
         return self.conv_out(F.silu(self.norm_out(hidden))).unflatten(0, (batch, views)), features
 
     def forward(self, latents: Tensor, rig: ViewRig) -> Tensor:
@@ -109,15 +135,6 @@ class SkeletonPredictor(CheckedModel, ModelMixin, ConfigMixin):
     def features(self, latents: Tensor, rig: ViewRig) -> Tensor:
         "Spatially pooled bottleneck features (B*V, F): the space in which Frechet distances are measured."
         return self._run(latents, rig)[1]
-
-    def joints(self, latents: Tensor, rig: ViewRig) -> "ReadJoints":
-        "2D and triangulated 3D joints read from the latents; see `read_joints`."
-        return read_joints(self(latents, rig), rig)
-
-    def reward(self, latents: Tensor, joints: Tensor, rig: ViewRig) -> Tensor:
-        "The pose score of each sample, (B,), at most 0, for true joints (B, 23, 3) in the frame; see `PoseScore`."
-        logits = self(latents, rig)
-        return -map_distance(logits, skeleton_maps(joints, rig.resized(logits.shape[-1]), self.config.sigma)).mean(1)
 
 # %% ../nbs/08_posescore.ipynb #4f6c1ef6
 @dataclass

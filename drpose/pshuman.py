@@ -138,7 +138,7 @@ def from_stable_unclip(
             torch.nn.init.zeros_(weight)
     return unet
 
-
+# %% ../nbs/07b_pshuman.ipynb #51f0b199
 def is_stable_unclip(folder: str | Path) -> bool:
     "Whether a folder holds the stock U-Net: its index names the same pipeline as PSHuman's."
     try:

@@ -122,7 +122,7 @@ class PerceptualDistance(nn.Module):
         pairs = zip(self.features(maps), self.features(target), strict=True)
         return sum((a - b).square().sum(1).mean((-2, -1)) for a, b in pairs).unflatten(0, maps.shape[:2])
 
-
+# %% ../nbs/08a_rewards.ipynb #e5591354
 def perceptual_distance(seen: Reading) -> Tensor:
     "Distance in the features of a network for photographs, (B, V)."
     if seen.perceptual is None:

@@ -94,25 +94,13 @@ def environment() -> dict[str, Any]:
         "git_commit": commit.stdout.strip() or None, **{name: importlib.metadata.version(name) for name in packages},
     }
 
-# %% ../nbs/10a_runs.ipynb #70b4b21d
-class RunDirectory:
-    "The folder of one run: settings, environment, metrics and the newest checkpoint."
+# %% ../nbs/10a_runs.ipynb #d4a2618a
+class _RunFiles:
+    "Where a run's files lie, its metrics and its newest checkpoint."
 
-    FREE = ("minutes", "log_every", "checkpoint_every", "tracker")  # may differ between the sittings of one run: they do not change what is learned
-
-    def __init__(self, path: str | Path, config: Any):
-        "Open or create `path` for the dataclass `config`; raises ValueError if the folder holds a run with other settings."
+    def __init__(self, path: str | Path):
         self.path = Path(path)
-        settings = {name: value for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items() if name not in self.FREE}
         self.config_path, self.metrics_path, self.checkpoint_path = (self.path / name for name in ("config.json", "metrics.jsonl", "checkpoint.pt"))
-        if self.config_path.exists():
-            found = {name: value for name, value in read_json(self.config_path).items() if name not in self.FREE}
-            changed = sorted(name for name in settings.keys() | found.keys() if settings.get(name) != found.get(name))
-            if changed:
-                raise ValueError(f"{self.config_path}: this folder holds a run with {changed[0]} = {found.get(changed[0])!r}, not {settings.get(changed[0])!r}; choose another folder or delete it")
-        else:
-            write_json(self.config_path, settings)
-            write_json(self.path / "environment.json", environment())
 
     def log(self, step: int, values: dict[str, float]) -> None:
         "Append one line to metrics.jsonl."
@@ -136,6 +124,25 @@ class RunDirectory:
     def state(self) -> dict[str, Any] | None:
         "The newest checkpoint or None."
         return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True) if self.checkpoint_path.exists() else None
+
+# %% ../nbs/10a_runs.ipynb #70b4b21d
+class RunDirectory(_RunFiles):
+    "The folder of one run: settings, environment, metrics and the newest checkpoint."
+
+    FREE = ("minutes", "log_every", "checkpoint_every", "tracker")  # may differ between the sittings of one run: they do not change what is learned
+
+    def __init__(self, path: str | Path, config: Any):
+        "Open or create `path` for the dataclass `config`; raises ValueError if the folder holds a run with other settings."
+        super().__init__(path)
+        settings = {name: value for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items() if name not in self.FREE}
+        if self.config_path.exists():
+            found = {name: value for name, value in read_json(self.config_path).items() if name not in self.FREE}
+            changed = sorted(name for name in settings.keys() | found.keys() if settings.get(name) != found.get(name))
+            if changed:
+                raise ValueError(f"{self.config_path}: this folder holds a run with {changed[0]} = {found.get(changed[0])!r}, not {settings.get(changed[0])!r}; choose another folder or delete it")
+        else:
+            write_json(self.config_path, settings)
+            write_json(self.path / "environment.json", environment())
 
     def resume(self) -> dict[str, Any] | None:
         "The newest checkpoint or None. Metrics logged after it are cut off, as those steps will be taken again, and what a killed process was writing is swept away."
@@ -248,23 +255,79 @@ class _Progress:
         shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
         print(f"{self.name} step {step}/{self.total} {shown}", flush=True)
 
+# %% ../nbs/10a_runs.ipynb #26230bcd
+class _Clock:
+    "Tells when this sitting's time is up, and how long all sittings took together."
+
+    def __init__(self, minutes: float, spent_before: float):
+        self.began, self.minutes, self.spent_before = time.monotonic(), minutes, spent_before
+
+    def over(self) -> bool:
+        return time.monotonic() - self.began > 60 * self.minutes
+
+    def spent(self) -> float:
+        return self.spent_before + time.monotonic() - self.began
+
+
+@dataclass
+class _Sitting:
+    "What one sitting works with in this process, and how far the run has come."
+
+    run: RunDirectory
+    config: LoopConfig
+    name: str
+    accelerator: Accelerator
+    loss_module: nn.Module  # wrapped by accelerate
+    parameters: list[nn.Parameter]  # those that require gradients
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel | None
+    carried: list[Tensor]  # the loss's own buffers
+    done: int = 0  # steps taken
+    skipped: int = 0  # of them without an update
+    spent: float = 0.0  # seconds of the sittings before
+    ended: bool = False  # by the watch
+
 # %% ../nbs/10a_runs.ipynb #5a0df705
-def _state(parameters: list[nn.Parameter], carried: list[Tensor], optimizer: torch.optim.Optimizer, ema: EMAModel | None, skipped: int) -> dict[str, Any]:
-    average = None if ema is None else {"shadow": list(ema.shadow_params), "steps": ema.optimization_step}
-    return {"parameters": [p.detach() for p in parameters], "carried": carried, "optimizer": optimizer.state_dict(), "ema": average, "skipped": skipped}
+def _save(sitting: _Sitting, seconds: float) -> None:
+    "Keep everything needed to go on. Every process calls it, as the buffers of all are gathered; the first writes."
+    everybodys = [sitting.accelerator.gather(tensor[None]) for tensor in sitting.carried]  # (processes, ...) each
+    if sitting.accelerator.is_main_process:
+        average = None if sitting.ema is None else {"shadow": list(sitting.ema.shadow_params), "steps": sitting.ema.optimization_step}
+        state = {"parameters": [p.detach() for p in sitting.parameters], "carried": everybodys, "optimizer": sitting.optimizer.state_dict(), "ema": average}
+        sitting.run.save(sitting.done, state | {"skipped": sitting.skipped, "seconds": seconds, "ended": sitting.ended})
 
 
-def _restore(state: dict[str, Any], parameters: list[nn.Parameter], carried: list[Tensor], rank: int, optimizer: torch.optim.Optimizer, ema: EMAModel | None) -> None:
+def _restore(sitting: _Sitting, state: dict[str, Any]) -> None:
+    "Go on where the checkpoint was written. ValueError if it was written for another model."
+    parameters, rank = sitting.parameters, sitting.accelerator.process_index
     shapes = [tuple(p.shape) for p in state["parameters"]]
     if shapes != [tuple(p.shape) for p in parameters]:
         raise ValueError(f"the checkpoint holds {len(shapes)} tensors that do not match this model's {len(parameters)} trainable parameters")
     with torch.no_grad():
-        for tensor, saved in zip([*parameters, *carried], [*state["parameters"], *(each[rank] for each in state["carried"])], strict=True):
+        for tensor, saved in zip([*parameters, *sitting.carried], [*state["parameters"], *(each[rank] for each in state["carried"])], strict=True):
             tensor.copy_(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    if ema is not None:
-        ema.shadow_params = [p.clone().to(own.device) for p, own in zip(state["ema"]["shadow"], parameters, strict=True)]
-        ema.optimization_step = state["ema"]["steps"]
+    sitting.optimizer.load_state_dict(state["optimizer"])
+    if sitting.ema is not None:
+        sitting.ema.shadow_params = [p.clone().to(own.device) for p, own in zip(state["ema"]["shadow"], parameters, strict=True)]
+        sitting.ema.optimization_step = state["ema"]["steps"]
+    sitting.done, sitting.skipped, sitting.spent, sitting.ended = state["step"], state["skipped"], state["seconds"], state.get("ended", False)
+
+# %% ../nbs/10a_runs.ipynb #16b01b79
+def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator) -> _Sitting:
+    "Wrap the loss, make its optimiser and average, and take up the newest checkpoint if there is one."
+    parameters = [p for p in loss_module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)  # its successor would still hand out the first process's buffers at the start
+        loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    carried = list(accelerator.unwrap_model(loss_module).buffers(recurse=False))  # after prepare, which may have moved them
+    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
+    sitting = _Sitting(run, config, name, accelerator, loss_module, parameters, optimizer, ema, carried)
+    with accelerator.main_process_first():  # the first process cuts the metrics back
+        state = run.resume() if accelerator.is_main_process else run.state()
+    if state is not None:
+        _restore(sitting, state)
+    return sitting
 
 # %% ../nbs/10a_runs.ipynb #8118abdc
 def _gradients(loss_module: nn.Module, step: int, accelerator: Accelerator, accumulate: int) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -292,6 +355,35 @@ def _decided(accelerator: Accelerator, answer: Callable[[], bool]) -> bool:
     "The first process's answer, in every process; the others do not ask."
     told = [bool(answer()) if accelerator.is_main_process else False]
     return broadcast_object_list(told)[0] if accelerator.num_processes > 1 else told[0]
+
+# %% ../nbs/10a_runs.ipynb #49261c95
+def _update(sitting: _Sitting) -> dict[str, Tensor | float]:
+    "Take one step, without an update of the weights if its loss or gradient is not finite; returns what may be logged."
+    config, accelerator = sitting.config, sitting.accelerator
+    for group in sitting.optimizer.param_groups:
+        group["lr"] = learning_rate_at(sitting.done, config)
+    loss, logs = _gradients(sitting.loss_module, sitting.done, accelerator, config.accumulate)
+    norm = accelerator.clip_grad_norm_(sitting.parameters, config.max_grad_norm)
+    mean_loss = _everywhere(loss, accelerator)
+    sitting.done += 1
+    if math.isfinite(mean_loss) and bool(torch.isfinite(norm)):  # both are the same in every process
+        sitting.optimizer.step()
+        if sitting.ema is not None:
+            sitting.ema.step(sitting.parameters)
+    else:
+        sitting.skipped += 1
+        accelerator.print(f"{sitting.name} step {sitting.done}: loss {mean_loss} or gradient norm {norm.item()} is not finite, step skipped ({sitting.skipped} so far)", flush=True)
+    sitting.optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss, **logs, "grad_norm": norm}
+
+
+def _log(sitting: _Sitting, seen: dict[str, Tensor | float], progress: _Progress) -> None:
+    "Tell the last step's numbers, averaged over all processes, to the metrics file, the reader and the tracker."
+    values = {key: round(_everywhere(value, sitting.accelerator), 6) for key, value in seen.items()}
+    if sitting.accelerator.is_main_process:
+        sitting.run.log(sitting.done, values)
+        progress.line(sitting.done, values)
+    sitting.accelerator.log(values, step=sitting.done)
 
 # %% ../nbs/10a_runs.ipynb #30ca782d
 class Watch(Protocol):
@@ -325,76 +417,32 @@ def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name
     `loss_module(step)` returns `(loss, {name: tensor or float to log})`; it must draw its randomness from generators addressed by the step. Where a batch is made in parts it is
     called as `loss_module(step, share)`, see `Share`. What else it carries from step to step must be in buffers of its own (not of its parts): they are kept in the checkpoint.
     `on_step(done)` is called after each step in every process; `watch` may end the run early, as finished."""
-    accelerator = accelerator or new_accelerator(config, run.path)
-    parameters = [p for p in loss_module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)  # its successor would still hand out the first process's buffers at the start
-        loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
-    carried = list(accelerator.unwrap_model(loss_module).buffers(recurse=False))  # after prepare, which may have moved them
-    ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
-    first, skipped, spent, ended = 0, 0, 0.0, False
-    with accelerator.main_process_first():  # the first process cuts the metrics back
-        state = run.resume() if accelerator.is_main_process else run.state()
-    if state is not None:
-        _restore(state, parameters, carried, accelerator.process_index, optimizer, ema)
-        first, skipped, spent, ended = state["step"], state["skipped"], state["seconds"], state.get("ended", False)
+    sitting = _begin(run, loss_module, config, name, accelerator or new_accelerator(config, run.path))
+    accelerator, first = sitting.accelerator, sitting.done
     if accelerator.is_main_process and watch is not None:
         watch.begin(first)
     if config.tracker != "none":
         accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": first}} if config.tracker == "tensorboard" else {})
-    progress, clock, done = _Progress(first, config.steps, name, accelerator.is_main_process), _Clock(config.minutes, spent), first
-    for step in range(first, config.steps if not ended else first):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, config)
-        loss, logs = _gradients(loss_module, step, accelerator, config.accumulate)
-        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        mean_loss = _everywhere(loss, accelerator)
-        if math.isfinite(mean_loss) and bool(torch.isfinite(norm)):  # both are the same in every process
-            optimizer.step()
-            if ema is not None:
-                ema.step(parameters)
-        else:
-            skipped += 1
-            accelerator.print(f"{name} step {step + 1}: loss {mean_loss} or gradient norm {norm.item()} is not finite, step skipped ({skipped} so far)", flush=True)
-        optimizer.zero_grad(set_to_none=True)
+    progress, clock = _Progress(first, config.steps, name, accelerator.is_main_process), _Clock(config.minutes, sitting.spent)
+    for _ in range(first, config.steps if not sitting.ended else first):
+        seen = _update(sitting)
         progress.bar.update()
-        done = step + 1
         if on_step is not None:
-            on_step(done)
-        if watch is not None and done % watch.every == 0:
-            with _averaged(ema, parameters):
-                ended = _decided(accelerator, lambda: watch(done))  # noqa: B023
-        last = done == config.steps or ended or (config.minutes > 0 and _decided(accelerator, clock.over))
-        if done % config.log_every == 0 or last:
-            values = {key: round(_everywhere(value, accelerator), 6) for key, value in {"loss": loss, **logs, "grad_norm": norm}.items()}
-            if accelerator.is_main_process:
-                run.log(done, values)
-                progress.line(done, values)
-            accelerator.log(values, step=done)
-        if done % config.checkpoint_every == 0 or last:
-            everybodys = [accelerator.gather(tensor[None]) for tensor in carried]  # (processes, ...) each
-            if accelerator.is_main_process:
-                run.save(done, _state(parameters, everybodys, optimizer, ema, skipped) | {"seconds": clock.spent(), "ended": ended})
+            on_step(sitting.done)
+        if watch is not None and sitting.done % watch.every == 0:
+            with _averaged(sitting.ema, sitting.parameters):
+                sitting.ended = _decided(accelerator, lambda: watch(sitting.done))
+        last = sitting.done == config.steps or sitting.ended or (config.minutes > 0 and _decided(accelerator, clock.over))
+        if sitting.done % config.log_every == 0 or last:
+            _log(sitting, seen, progress)
+        if sitting.done % config.checkpoint_every == 0 or last:
+            _save(sitting, clock.spent())
         if last:
             break
     progress.bar.close()
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()
-    if ema is not None:
-        ema.copy_to(parameters)
-    return LoopResult(done, skipped, done == config.steps or ended, round(clock.spent(), 1))
-
-# %% ../nbs/10a_runs.ipynb #7ba10426
-class _Clock:
-    "Tells when this sitting's time is up, and how long all sittings took together."
-
-    def __init__(self, minutes: float, spent_before: float):
-        self.began, self.minutes, self.spent_before = time.monotonic(), minutes, spent_before
-
-    def over(self) -> bool:
-        return time.monotonic() - self.began > 60 * self.minutes
-
-    def spent(self) -> float:
-        return self.spent_before + time.monotonic() - self.began
+    if sitting.ema is not None:
+        sitting.ema.copy_to(sitting.parameters)
+    return LoopResult(sitting.done, sitting.skipped, sitting.done == config.steps or sitting.ended, round(clock.spent(), 1))

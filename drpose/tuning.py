@@ -160,7 +160,7 @@ class PlanSettings:
         _require("early_stop_least", self.early_stop_least, 1, self.early_stop, f"early_stop is {self.early_stop}")
         return self.steps - _draw(self.early_stop_least, self.early_stop, generator)
 
-
+# %% ../nbs/09_tuning.ipynb #db0c408b
 def spaced_steps(
     count: int,                            # K
     executed: int,                         # S + 1, how many steps run
@@ -252,7 +252,7 @@ def _checked(name: str, answer: Tensor, sample: Tensor) -> Tensor:
         raise ValueError(f"{name} returned shape {tuple(answer.shape)} for a sample of shape {tuple(sample.shape)}; the two must be equal.")
     return answer.to(sample.dtype)
 
-
+# %% ../nbs/09_tuning.ipynb #12056d33
 @dataclass
 class _Chain:
     "All that one step needs to know; `gaps` collects the squared differences from the base, one (B,) per trained call."
@@ -323,6 +323,19 @@ class Rollout:
     early_stop_index: int                # the last step that ran; T - 1 if the chain ran to its end
     copies: int                          # n: repeat poses and conditions this many times before scoring
 
+# %% ../nbs/09_tuning.ipynb #0c63669e
+def _check_request(estimator: str, step_choice: str, gradient_point: str, noise: Tensor, noise_generators: Sequence[torch.Generator] | None) -> None:
+    "ValueError with one sentence for a name that is not known, noise that is no batch of samples, or generators that do not match it."
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator is {estimator!r}; it must be one of {', '.join(ESTIMATORS)}.")
+    if noise.ndim < 2 or not noise.is_floating_point():
+        raise ValueError(f"noise has shape {tuple(noise.shape)} and type {noise.dtype}; a floating-point (B, D, V, 4, h, w) is needed.")
+    if noise_generators is not None and len(noise_generators) != len(noise):
+        raise ValueError(f"noise_generators has {len(noise_generators)} entries for {len(noise)} samples; one per sample is needed.")
+    for name, value, known in (("step_choice", step_choice, STEP_CHOICES), ("gradient_point", gradient_point, GRADIENT_POINTS)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+
 # %% ../nbs/09_tuning.ipynb #b2e5f6a1
 def rollout(
     predict: Predict,                      # (sample (B, D, V, 4, h, w), timestep () int64) -> prediction of that shape; conditions bound inside
@@ -352,15 +365,7 @@ def rollout(
     Raises ValueError for an unknown estimator, counts that do not fit T, a negative eta or an unsuitable scheduler.
     Sources: DRTune (arXiv 2405.00760), DRaFT (2309.17400), AlignProp (2310.03739), ReFL (2304.05977).
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator is {estimator!r}; it must be one of {', '.join(ESTIMATORS)}.")
-    if noise.ndim < 2 or not noise.is_floating_point():
-        raise ValueError(f"noise has shape {tuple(noise.shape)} and type {noise.dtype}; a floating-point (B, D, V, 4, h, w) is needed.")
-    if noise_generators is not None and len(noise_generators) != len(noise):
-        raise ValueError(f"noise_generators has {len(noise_generators)} entries for {len(noise)} samples; one per sample is needed.")
-    for name, value, known in (("step_choice", step_choice, STEP_CHOICES), ("gradient_point", gradient_point, GRADIENT_POINTS)):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+    _check_request(estimator, step_choice, gradient_point, noise, noise_generators)
     table = check_scheduler(scheduler, num_inference_steps, eta)
     plan = ESTIMATORS[estimator](PlanSettings(num_inference_steps, trained_steps, early_stop, early_stop_least, step_choice, copies), generator)
     timesteps = torch.tensor(table.timesteps, device=noise.device)

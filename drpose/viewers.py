@@ -269,7 +269,7 @@ def _draw_curve(axis, points: np.ndarray, smooth: int, color: str, label: str) -
     axis.plot(*points.T, color=color, alpha=0.3, linewidth=0.8)
     axis.plot(points[window // 2:, 0][:len(mean)], mean, color=color, linewidth=1.4, label=label)
 
-
+# %% ../nbs/13_viewers.ipynb #0e92e9a4
 def curves(
     runs: Mapping[str, str | Path] | str | Path,   # metrics.jsonl, or label -> metrics.jsonl
     keys: Sequence[str] | None = None,             # which numbers; None = all
@@ -298,7 +298,7 @@ def curves(
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/13_viewers.ipynb #5708ec78
 class LiveCurves:
     "Call it after each step: redraws the curves of a metrics file in place in a notebook, at most every few seconds."
 
