@@ -512,8 +512,8 @@ class MultiViewPipeline(_PipelineParts):
         `crop_size`: frame the person first (PSHuman: 740 or 720 of 768 pixels); `noise_level`: of the CLIP embedding; `keep_photo`: the photo itself
         becomes the front colour; `sequential_guidance`: less memory; `body_images`: renders for models that want them, see `with_bodies`; `callback_on_step_end(pipeline, step, timestep, {"latents": ...})` as in diffusers."""
         check_call(self, num_inference_steps, output_type)
-        config, scale = self.unet.config, 2 ** (len(self.vae.config.block_out_channels) - 1)      # pixels per latent cell
-        pictures = framed_pictures(image, config.sample_size * scale, config.face_view, crop_size)
+        config = self.unet.config
+        pictures = framed_pictures(image, config.sample_size * pixels_per_cell(self.vae), config.face_view, crop_size)
         check_bodies(self, body_images, (len(pictures), config.num_views, *pictures.shape[2:]))
         condition = self.condition(pictures, generator, noise_level, body_images)
         latents = _starting_noise(config, condition, latents, generator)

@@ -93,10 +93,10 @@ def gradients(folder: Path, ranks: int, **settings) -> list[int]:
 def kill_and_resume(folder: Path, kills: int, seed: int, **settings) -> dict:
     "Start a two-process run, kill -9 both at a random moment, start it again …; a run that comes to its end is followed by another until all kills are done."
     chooser, done, attempts, run = random.Random(seed), 0, 0, 0
-    moments = []
+    moments, latest = [], 1.6  # seconds; longer where the machine is so busy that kills come before the first checkpoint
     while done < kills:
         children = fork(lambda rank, path=folder / f"run{run}": posttrain(tiny_parts.config(**settings), *parts(False), path))
-        began, delay, attempts = time.monotonic(), chooser.uniform(0.05, 1.6), attempts + 1
+        began, delay, attempts = time.monotonic(), chooser.uniform(0.05, latest), attempts + 1
         while time.monotonic() - began < delay and all(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for child in children):
             time.sleep(0.005)
         for child in chooser.sample(children, 2):
@@ -110,6 +110,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int, **settings) -> dict:
             done += 1
             checkpoint = folder / f"run{run}" / "checkpoint.pt"
             moments.append(torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0)
+            latest *= 1.0 if moments[-1] else 1.3
     return {"kills": done, "attempts": attempts, "runs": run + 1, "resumed_after": moments, "last": wait(fork(lambda rank: posttrain(tiny_parts.config(**settings), *parts(False), folder / f"run{run}")))}
 
 
