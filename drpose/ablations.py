@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as t_distribution
 
 # %% auto #0
 __all__ = ['REFERENCE', 'QUESTIONS', 'Arm', 'arms', 'runs', 'Difference', 'differences', 'read_runs', 'question_table']
@@ -85,6 +86,15 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
+def _half_width(first: float, first_freedom: int, second: float, second_freedom: int) -> float:
+    "Half a 95 % interval from two squared standard errors and their degrees of freedom (Satterthwaite 1946)."
+    total = first + second
+    if total == 0:
+        return 0.0
+    freedom = total**2 / (first**2 / first_freedom + second**2 / second_freedom)
+    return float(t_distribution.ppf(0.975, freedom)) * total**0.5
+
+
 def differences(values: Mapping[str, np.ndarray], to: str) -> dict[str, Difference]:
     "Each arm against arm `to`; values: (seeds, people) per arm, all of one shape. ValueError otherwise, or for fewer than 2 seeds or people."
     shapes = {np.shape(value) for value in values.values()}
@@ -92,12 +102,12 @@ def differences(values: Mapping[str, np.ndarray], to: str) -> dict[str, Differen
         raise ValueError(f"differences needs one array (seeds, people) per arm, all of one shape and at least 2 x 2; found {sorted(shapes)}")
     gaps = {name: np.asarray(value) - values[to] for name, value in values.items()}
     seeds, people = next(iter(shapes))
-    others = [gap.mean(1).var(ddof=1) for name, gap in gaps.items() if name != to]
-    seed_variance = float(np.mean(others)) if others else 0.0
+    by_seed = [gap.mean(1).var(ddof=1) for name, gap in gaps.items() if name != to]
+    from_seeds = float(np.mean(by_seed)) / seeds if by_seed else 0.0
     result = {}
     for name, gap in gaps.items():
-        error = 0.0 if name == to else (gap.mean(0).var(ddof=1) / people + seed_variance / seeds) ** 0.5
-        result[name] = Difference(float(np.mean(values[name])), float(gap.mean()), float(gap.mean() - 1.96 * error), float(gap.mean() + 1.96 * error))
+        half = _half_width(float(gap.mean(0).var(ddof=1)) / people, people - 1, from_seeds, (seeds - 1) * len(by_seed)) if name != to else 0.0
+        result[name] = Difference(float(np.mean(values[name])), float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half))
     return result
 
 # %% ../nbs/12b_ablations.ipynb #7cd37ed4

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from scipy.stats import t as t_distribution
 
 from drpose.ablations import QUESTIONS, REFERENCE, Arm, arms, differences, question_table, read_runs, runs
 from drpose.runs import config_from
@@ -47,14 +48,16 @@ def test_shards_cover_everything_once():
 
 
 def test_difference_by_hand():
-    "Two seeds, three people; the standard error from the formula, written out."
+    "Two seeds, three people; the interval from the formula, written out."
     reference, other = np.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]), np.array([[2.0, 3.0, 5.0], [2.0, 4.0, 6.0]])
     found = differences({"a": reference, "b": other}, "a")
     gap = other - reference
     people = np.var([1.0, 1.5, 2.5], ddof=1) / 3
     seeds = np.var([gap[0].mean(), gap[1].mean()], ddof=1) / 2
     error = (people + seeds) ** 0.5
-    assert found["b"].change == pytest.approx(gap.mean()) and found["b"].high == pytest.approx(gap.mean() + 1.96 * error)
+    freedom = (people + seeds) ** 2 / (people**2 / 2 + seeds**2 / 1)
+    half = t_distribution.ppf(0.975, freedom) * error
+    assert found["b"].change == pytest.approx(gap.mean()) and found["b"].high == pytest.approx(gap.mean() + half)
     assert found["a"].change == found["a"].low == found["a"].high == 0 and not found["a"].clear
     with pytest.raises(ValueError, match="all of one shape"):
         differences({"a": reference, "b": other[:, :2]}, "a")
