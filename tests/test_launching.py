@@ -61,17 +61,22 @@ def test_gradients_are_equal_on_ranks_and_those_of_the_full_batch(tmp_path, esti
 
 
 @pytest.mark.parametrize("estimator", ["drtune", "walk"])
-def test_two_processes_with_one_sample_learn_what_one_with_two_learns(tmp_path, estimator):
-    "Losses and LoRA weights after 5 steps, single precision."
-    shared = dict(steps=5, estimator=estimator, learning_rate=1e-3)
+@pytest.mark.parametrize(("double", "learning_rate", "tolerance"), [(False, 1e-4, 1e-6), (True, 1e-3, 1e-12)], ids=["single", "double"])
+def test_two_processes_with_one_sample_learn_what_one_with_two_learns(tmp_path, estimator, double, learning_rate, tolerance):
+    """Losses and LoRA weights after 5 steps.
+
+    Adam's first steps divide a gradient by its own size, rounding errors of small ones included: what is left of them grows with the step size, and differs between processors.
+    Double precision shows that nothing but rounding is left.
+    """
+    shared = dict(steps=5, estimator=estimator, learning_rate=learning_rate, double=double)
     splits = {"2x1": {"ranks": 2, "batch_size": 1}, "1x2": {"ranks": 1, "batch_size": 2}, "accumulated": {"ranks": 1, "batch_size": 1, "accumulate": 2}}
     two_ranks(*(("train", tmp_path / name, shared | split) for name, split in splits.items()))
     lines = {name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("2x1", "1x2", "accumulated")}
+    assert all(value.dtype == (torch.float64 if double else torch.float32) for value in adapter(tmp_path / "1x2").values())
     for name in ("2x1", "accumulated"):
-        assert furthest(adapter(tmp_path / name), adapter(tmp_path / "1x2")) < 1e-6
+        assert furthest(adapter(tmp_path / name), adapter(tmp_path / "1x2")) < tolerance
         assert len(lines[name]) == 5 and all(abs(a["loss"] - b["loss"]) <= 1.01e-6 for a, b in zip(lines[name], lines["1x2"], strict=True))
-    start = tiny_parts.unet().state_dict()
-    assert start and max(value.abs().max() for name, value in adapter(tmp_path / "1x2").items() if "lora_B" in name) > 1e-3
+    assert max(value.abs().max() for name, value in adapter(tmp_path / "1x2").items() if "lora_B" in name) > learning_rate
 
 
 @pytest.mark.parametrize("estimator", ["drtune", "walk"])
