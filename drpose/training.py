@@ -133,7 +133,7 @@ def fit_figure(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RI
     masks = torch.cat([part.masks for part in rendered]).float()
     return FigureMap.fit(latents, F.avg_pool2d(masks, masks.shape[-1] // latents.shape[-1]))
 
-
+# %% ../nbs/10c_training.ipynb #9c1e7a42
 @torch.no_grad()
 def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel, batch_size: int = 64, outlines: ViewRig | None = None) -> PairConditions:
     "What `pipeline` would be told about all pictures of `pairs`, and the pairs' joints in the pictures' frames; with `outlines`, also the body's coverage in the views of that rig."
