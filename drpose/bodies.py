@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['SMPLX_JOINT_NAMES', 'SMPLX_PARENTS', 'SKELETON_JOINTS', 'MIRRORED_JOINTS', 'PARTS', 'Z_UP_TO_Y_UP', 'MIN_VERTICES',
            'SMPLX_FIELDS', 'TEMPLATE_STEP', 'DIRECTION_STEP', 'PACKED_FIELDS', 'axis_angle_to_matrix',
-           'matrix_to_axis_angle', 'Pose', 'z_up_to_y_up', 'read_npz', 'find_body_file', 'pack_body', 'unpack_body',
+           'matrix_to_axis_angle', 'Pose', 'z_up_to_y_up', 'find_body_file', 'pack_body', 'unpack_body',
            'forward_kinematics', 'Body', 'BodyModel', 'load_body']
 
 # %% ../nbs/00_bodies.ipynb #6854e89c
 import contextlib
 import io
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,6 +20,8 @@ import numpy as np
 import smplx
 import torch
 from torch import Tensor, nn
+
+from .files import read_npz
 
 # %% ../nbs/00_bodies.ipynb #bfe638f5
 _FINGERS = ("index", "middle", "pinky", "ring", "thumb")  # SMPL-X's own order
@@ -312,34 +312,6 @@ def _check_meaning(arrays: dict[str, np.ndarray], sizes: dict[str, int], source:
         raise ValueError(
             f"{source}: field 'shapedirs' has {sizes['S']} directions, needed 20 to 299 (10 shape, then 10 expression) or 400 and more (300 shape, then expression)."
         )
-
-# %% ../nbs/00_bodies.ipynb #6eca2a45
-def _read_array(archive: zipfile.ZipFile, field: str, path: Path) -> np.ndarray:
-    "One array of an .npz archive; pickled objects and damaged data raise ValueError."
-    try:
-        with archive.open(f"{field}.npy") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        cause = "a pickled object" if "allow_pickle" in str(error) else "damaged data"
-        raise ValueError(f"{path}: field '{field}' holds {cause}, needed a plain numeric array.") from None
-
-
-def read_npz(path: Path, fields: tuple[str, ...]) -> dict[str, np.ndarray]:
-    "The named arrays of an .npz file, never unpickling anything. Raises FileNotFoundError or ValueError with one sentence."
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, needed an .npz body file.")
-    if path.suffix.lower() in (".pkl", ".pickle"):
-        raise ValueError(f"{path}: pickle files can run any program when loaded and are not read; convert it to .npz with plain arrays first.")
-    try:
-        opened = zipfile.ZipFile(path)
-    except zipfile.BadZipFile:
-        raise ValueError(f"{path}: not an .npz archive, or cut short; needed an .npz file with the fields {', '.join(fields)}.") from None
-    with opened as archive:
-        names = {Path(name).stem for name in archive.namelist() if name.endswith(".npy")}
-        missing = [field for field in fields if field not in names]
-        if missing:
-            raise ValueError(f"{path}: field '{missing[0]}' is missing, found {', '.join(sorted(names)) or 'no arrays'}.")
-        return {field: _read_array(archive, field, path) for field in fields}
 
 # %% ../nbs/00_bodies.ipynb #8d266604
 def find_body_file(path: str | Path) -> Path:

@@ -26,8 +26,8 @@ from .animation import Animator, RenderAnimator, draw_crowd, load_animator, phot
 from .bodies import SKELETON_JOINTS, BodyModel, Pose, load_body
 from .cameras import Framing, ViewRig
 from .clips import Clip, clips_for, draw_poses
+from .files import read_json, write_atomic, write_json
 from .multiview import encode_images, photo_descriptor
-from .repeatable import read_json, write_atomic, write_json
 from .selection import farthest_point_sampling, pose_difficulty, pose_features
 
 # %% auto #0

@@ -19,10 +19,11 @@ from .bodies import BodyModel
 from .cameras import ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs
 from .evaluation import Benchmark, GroundTruth, PerSample, compare, evaluate_latents, generate_latents, people_at_once
+from .files import write_atomic
 from .multiview import Condition, MultiViewPipeline, decode_latents, predict
 from .multiview_unet import HandOver, save_lora
 from .posescore import PoseScore, SkeletonPredictor
-from .repeatable import seeded_generator, write_atomic
+from .repeatable import seeded_generator
 from .rewards import RewardSum
 from .runs import RunDirectory
 from .selection import is_tilted

@@ -23,11 +23,11 @@ from .bodies import load_body
 from .cameras import ViewRig
 from .dataset import TINY_RIG, PosePairs
 from .evaluation import Benchmark, load_benchmark, load_scan_benchmark
+from .files import read_json, write_json
 from .guards import Guard, GuardSettings, pair_benchmark
 from .multiview import MultiViewPipeline, pixels_per_cell
 from .multiview_unet import MultiViewUNet, load_lora
 from .posescore import SkeletonPredictor
-from .repeatable import read_json, write_json
 from .rewards import FigureMap, PerceptualDistance, RewardSum, read_recipe
 from .runs import LoopResult, config_from, new_accelerator
 from .scans import POSE_FILE

@@ -27,8 +27,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from diffusers.utils import BaseOutput, logging
+from .files import write_atomic
 from .model_files import CheckedModel, tensor_shapes
-from .repeatable import write_atomic
 from einops import rearrange
 from pathlib import Path
 from safetensors import safe_open

@@ -31,7 +31,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .repeatable import read_json, write_atomic, write_json
+from .files import read_json, write_atomic, write_json
 
 # %% auto #0
 __all__ = ['TRACKERS', 'WHOLE', 'require', 'config_from', 'notebook_parameters', 'split_settings', 'environment', 'RunDirectory',

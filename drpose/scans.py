@@ -24,10 +24,11 @@ from torch import Tensor
 from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import ViewRig, frame_by_diagonal, view_axes
 from .dataset import LatentSet
+from .files import read_json, write_atomic, write_json
 from .motion import read_array_pickle
 from .multiview import MultiViewPipeline, encode_images, pixels_per_cell, unmirror
 from .rendering import check_mesh, find_hits, interpolate, paint, pool_hits, vertex_normals
-from .repeatable import read_json, seeded_generator, write_atomic, write_json
+from .repeatable import seeded_generator
 
 # %% auto #0
 __all__ = ['RENDER_AZIMUTHS', 'FIT_FORMATS', 'POSE_FILE', 'INSIDE', 'BACKGROUNDS', 'Scan', 'read_scan', 'ScanFit', 'read_fit',

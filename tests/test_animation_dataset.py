@@ -11,7 +11,7 @@ from drpose.bodies import Pose, load_body
 from drpose.cameras import ViewRig
 from drpose.clips import HELD_OUT_CLIPS, clips_for
 from drpose.dataset import POSE_SETS, TINY_RIG, PosePairs, build_dataset, build_images, build_latents, draw_set, everyday_difficulty, person_number, plan_dataset, reframe, render_set
-from drpose.repeatable import write_json
+from drpose.files import write_json
 from drpose.selection import pose_difficulty, pose_features
 from drpose.training import embedded_models
 

@@ -16,11 +16,12 @@ from PIL import Image
 from project_files import PACKAGE
 from test_motion import cut, some_pose, write_amass, write_bvh, write_motion_x
 
-from drpose.bodies import PACKED_FIELDS, SMPLX_FIELDS, load_body, read_npz, unpack_body
+from drpose.bodies import PACKED_FIELDS, SMPLX_FIELDS, load_body, unpack_body
 from drpose.cameras import ViewRig
 from drpose.clips import clips_for
 from drpose.dataset import PosePairs, draw_set, plan_dataset
 from drpose.evaluation import GroundTruth, compare, evaluate_views, load_benchmark
+from drpose.files import read_npz
 from drpose.motion import load_motion
 from drpose.multiview import MultiViewPipeline, MultiViewUNet, default_scheduler, photo_tensor
 from drpose.multiview_unet import LORA_FILE, load_lora

@@ -26,10 +26,10 @@ from drpose.bodies import (
     load_body,
     matrix_to_axis_angle,
     pack_body,
-    read_npz,
     unpack_body,
     z_up_to_y_up,
 )
+from drpose.files import read_npz
 
 ASSETS = Path(drpose.__file__).parent / "assets"
 JOINT = {name: index for index, name in enumerate(SMPLX_JOINT_NAMES)}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from drpose.repeatable import read_json, seeded_generator, write_atomic, write_json
+from drpose.files import read_json, write_atomic, write_json
+from drpose.repeatable import seeded_generator
 from drpose.runs import LoopConfig, RunDirectory, config_from, learning_rate_at, notebook_parameters, optimise, split_settings
 from drpose.training import PostTrainConfig
 
