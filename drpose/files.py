@@ -24,7 +24,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['MOST_TEXT', 'MOST_ARRAY', 'PICTURE_FORMATS', 'MOST_PIXELS', 'write_atomic', 'write_json', 'reading', 'read_bytes',
-           'read_text', 'read_json', 'read_npy', 'npz_fields', 'read_npz', 'read_tensors', 'read_picture']
+           'read_text', 'read_json', 'read_lines', 'read_npy', 'npz_fields', 'read_npz', 'read_tensors', 'read_picture']
 
 # %% ../nbs/00b_files.ipynb #fa929636
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -108,12 +108,35 @@ def read_json(path: str | Path, needed: str = "a JSON file", kind: type | None =
         raise ValueError(f"{path}: holds a JSON {type(value).__name__}, needed {needed}")
     return value
 
+# %% ../nbs/00b_files.ipynb #e65d3cdc
+def read_lines(path: str | Path, needed: str = "a file of one JSON object per line", most: int = MOST_TEXT) -> list[dict]:
+    "The objects in a file of one JSON object per line; a last line that was cut while it was written is left out. FileNotFoundError, or ValueError naming the broken line."
+    *lines, last = read_bytes(path, needed, most).split(b"\n")
+    rows = []
+    with reading(path, needed):
+        for number, line in enumerate(lines + [last], start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError too
+                if number > len(lines):
+                    break
+                raise ValueError(f"{path}: line {number} is not a JSON object, needed {needed}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}: line {number} holds a JSON {type(row).__name__}, needed {needed}")
+            rows.append(row)
+    return rows
+
 # %% ../nbs/00b_files.ipynb #e0f58226
 def _array(file: BinaryIO, size: int, path: str | Path, field: str, most: int) -> np.ndarray:
     "One array from the open member or file `file` of `size` bytes, after its header was checked against that size."
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, column_first, dtype = header(file)
+    try:
+        shape, column_first, dtype = header(file)
+    except Exception as error:  # numpy parses the header as a Python literal, so that damage can end in a tokenizer's errors
+        raise ValueError(f"{path}: field {field!r} holds damaged data (its header cannot be parsed: {_briefly(error)}), needed a plain numeric array.") from None
     if dtype.hasobject:
         raise ValueError(f"{path}: field {field!r} holds a pickled object, needed a plain numeric array.")
     needed, found = int(np.prod(shape, dtype=object)) * dtype.itemsize, size - file.tell()

@@ -19,7 +19,7 @@ from .bodies import BodyModel
 from .cameras import ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs
 from .evaluation import Benchmark, GroundTruth, PerSample, compare, evaluate_latents, generate_latents, people_at_once
-from .files import write_atomic
+from .files import read_lines, write_atomic
 from .multiview import Condition, MultiViewPipeline, decode_latents, predict
 from .multiview_unet import HandOver, save_lora
 from .posescore import PoseScore, SkeletonPredictor
@@ -186,7 +186,7 @@ def _say(line: dict) -> None:
 def read_guards(path: str | Path) -> list[dict]:
     "All looks of a run's folder, oldest first."
     path = Path(path) / "guards.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(path, "the looks of a guard") if path.exists() else []
 
 # %% ../nbs/10d_guards.ipynb #146497c2
 class Guard(_Compares):
@@ -201,7 +201,7 @@ class Guard(_Compares):
 
     def begin(self, step: int) -> None:
         "Draw and measure what the base makes of the held-out people; forget looks after `step`."
-        known = [json.loads(line) for line in self.lines_path.read_text().splitlines()] if self.lines_path.exists() else []
+        known = read_guards(self.run.path)
         self.lines = [line for line in known if line["step"] <= step]
         self._write()
         self.benchmarks = self.make_benchmarks()

@@ -5,7 +5,6 @@
 # %% ../nbs/13_viewers.ipynb #be6c41e9
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -23,11 +22,12 @@ from torch import Tensor
 from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, SMPLX_PARENTS
 from .cameras import VIEW_NAMES, ViewRig
 from .evaluation import METRICS
+from .files import read_lines
 
 # %% auto #0
 __all__ = ['LEFT_COLOR', 'RIGHT_COLOR', 'MIDDLE_COLOR', 'EFFECT_METRICS', 'to_image', 'save_png', 'joint_color', 'tint_maps',
-           'view_titles', 'show_views', 'plot_skeleton', 'contact_sheet', 'mesh_figure', 'read_metrics', 'is_number',
-           'curves', 'LiveCurves', 'effect_figure']
+           'view_titles', 'show_views', 'plot_skeleton', 'contact_sheet', 'mesh_figure', 'is_number', 'curves',
+           'LiveCurves', 'effect_figure']
 
 # %% ../nbs/13_viewers.ipynb #1e5f95b5
 LEFT_COLOR, RIGHT_COLOR, MIDDLE_COLOR = "#e6731a", "#2666cc", "#555555"
@@ -237,25 +237,6 @@ def mesh_figure(
     figure.update_layout(scene={"xaxis": hidden, "yaxis": hidden, "zaxis": hidden, "aspectmode": "data", "camera": camera}, height=height, margin={"l": 0, "r": 0, "t": 0, "b": 0})
     return figure
 
-# %% ../nbs/13_viewers.ipynb #d4da1fb4
-def read_metrics(path: str | Path) -> list[dict]:
-    "The rows of a metrics.jsonl. FileNotFoundError, or ValueError naming the broken line; only an unfinished last line is skipped."
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No metrics file at {path}.")
-    lines, rows = path.read_text(encoding="utf-8").split("\n"), []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            if number == len(lines):       # no newline behind it: the writer was stopped in the middle
-                break
-            raise ValueError(f"{path}, line {number}: not a JSON object.") from None
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: found {type(row).__name__}, a JSON object is needed.")
-        rows += [row] if row else []
-    return rows
-
 # %% ../nbs/13_viewers.ipynb #c1d70e93
 def is_number(value) -> bool:
     "A finite int or float, not a flag."
@@ -278,7 +259,7 @@ def curves(
 ) -> Figure:
     "One small panel for each number of the metrics files, against step."
     runs = {"": runs} if isinstance(runs, (str, Path)) else dict(runs)
-    tables = {label: read_metrics(path) for label, path in runs.items()}
+    tables = {label: read_lines(path, "the metrics of a run") for label, path in runs.items()}
     found = dict.fromkeys(key for rows in tables.values() for row in rows for key, value in row.items() if is_number(value) and key != "step")
     keys = [key for key in (keys or found) if key in found]
     if not keys:

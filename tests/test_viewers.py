@@ -12,6 +12,7 @@ from PIL import Image
 from drpose import viewers
 from drpose.bodies import SMPLX_JOINT_NAMES
 from drpose.cameras import FOUR_VIEWS
+from drpose.files import read_lines
 
 LEFT, RIGHT = (matplotlib.colors.to_rgb(color) for color in (viewers.LEFT_COLOR, viewers.RIGHT_COLOR))
 
@@ -129,13 +130,13 @@ def test_curves_reads_metrics_and_forgives_only_a_cut_last_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": s, "loss": 1.0 / (s + 1), "name": "x", "flag": True} for s in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 20, "lo')
-    assert viewers.read_metrics(path) == rows
+    assert read_lines(path) == rows
     figure = viewers.curves({"a": path, "b": path})
     assert [axis.get_title() for axis in figure.axes] == ["loss"] and len(figure.axes[0].lines) == 4
     assert figure.axes[0].lines[0].get_ydata()[-1] == pytest.approx(1 / 20)
     path.write_text('{"step": 0, "loss": 1}\n{"step"\n{"step": 2, "loss": 1}\n')
     with pytest.raises(ValueError, match="line 2"):
-        viewers.read_metrics(path)
+        read_lines(path)
 
 
 def test_effect_figure_draws_the_numbers():
@@ -159,7 +160,7 @@ def test_effect_figure_draws_the_numbers():
         (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8)}, labels=["one"]), ValueError, "labels"),
         (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8)}, rig=FOUR_VIEWS.__class__((0, 90))), ValueError, "views"),
         (lambda: viewers.mesh_figure(torch.zeros(3, 3), torch.tensor([[0, 1, 5]])), ValueError, "below N"),
-        (lambda: viewers.read_metrics("no/such/metrics.jsonl"), FileNotFoundError, "no/such"),
+        (lambda: read_lines("no/such/metrics.jsonl"), FileNotFoundError, "no/such"),
         (lambda: viewers.effect_figure({"seconds": 3}), ValueError, "before"),
     ],
 )
