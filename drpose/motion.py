@@ -361,14 +361,21 @@ def _read_arrays(path: Path, family: str) -> tuple[str, _Layout, dict]:
     return kind, layout, read_npz(path, (), [name for name in dict.fromkeys(wanted) if name in held], needed="an npz of a motion", most=2**28)
 
 # %% ../nbs/03b_motion.ipynb #b91f30aa
+def _people(value, width: int) -> int | None:
+    "How many people a field of several holds, a list or an array (P, T, width); None for a field of one."
+    several = isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == width)
+    return len(value) if several else None
+
+
 def _of_person(path: Path, field: str, value, person: int, width: int):
-    "One person's array where a field holds one for each of several people, (P, T, width) or a list; joints by themselves (T, J, 3) are laid in a row."
-    several = len(value) if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == width) else 1
-    if not 0 <= person < several:
-        raise ValueError(f"{path}: {field!r} holds {several} people, needed person to be in 0 to {several - 1}, found {person}")
-    if several > 1 and person == 0 and field in ("poses", "smpl_poses"):
-        warnings.warn(f"{path}: holds {several} people, of whom person 0 is read; say person= for another", stacklevel=5)
-    value = value[person] if isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == width) else value
+    "One person's array of a field; joints by themselves (T, J, 3) are laid in a row."
+    people = _people(value, width)
+    if not 0 <= person < (1 if people is None else people):
+        raise ValueError(f"{path}: {field!r} holds {1 if people is None else people} people, needed one of them, found person {person}")
+    if people is not None:
+        if people > 1 and person == 0 and field == "poses":
+            warnings.warn(f"{path}: holds {people} people, of whom person 0 is read; say person= for another", stacklevel=5)
+        return value[person]
     return value.reshape(len(value), -1) if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3 and len(value) else value
 
 
@@ -403,14 +410,14 @@ def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[
     return parts
 
 # %% ../nbs/03b_motion.ipynb #c2a7e6d1
-def _checked_betas(path: Path, value, frames: int, person: int) -> Tensor:
+def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int = 1) -> Tensor:
     "The first ten shape numbers for each frame, (frames, 10); zeros where a file has none."
     if value is None:
         return torch.zeros(frames, 10)
     value = value[person] if isinstance(value, list) and person < len(value) else value
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         value = np.atleast_2d(value)
-        value = value[person:person + 1] if value.shape[0] > person > 0 and value.shape[0] != frames else value
+        value = value[person:person + 1] if people > 1 and len(value) == people else value
     betas = _checked(path, "betas", value[:, :10] if isinstance(value, np.ndarray) and value.ndim == 2 else value, "(10,) or more", (10,))
     if betas.abs().max() > 100:
         raise ValueError(f"{path}: 'betas' holds {betas.abs().max():.0f}, needed shape numbers in standard deviations")
@@ -436,8 +443,8 @@ def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float
     else:
         places = places if places in fields else layout.places
         transl = _checked_places(path, places, _of_person(path, places, fields.get(places), person, 3), frames)
-    betas = None if kind in ("AIST++", "EDGE", "dance") else fields.get("betas")
-    pose = Pose.from_parts(**parts, transl=transl, betas=_checked_betas(path, betas, frames, person))
+    betas, people = None if kind in ("AIST++", "EDGE", "dance") else fields.get("betas"), _people(fields[layout.rotations[0]], 72)
+    pose = Pose.from_parts(**parts, transl=transl, betas=_checked_betas(path, betas, frames, person, people or 1))
     stated = next((name for name in _RATES if name in fields), None)
     if fps is not None:
         rate = fps
@@ -457,7 +464,7 @@ def _load_motion_x(path: Path) -> tuple[Pose, float]:
     pose = Pose.from_parts(
         global_orient=table[:, 0:3], body_pose=table[:, 3:66], left_hand_pose=table[:, 66:111], right_hand_pose=table[:, 111:156],
         jaw_pose=table[:, 156:159], transl=_checked_places(path, "array columns 309:312", table[:, 309:312].numpy(), len(table)),
-        betas=_checked_betas(path, table[:, 312:322].numpy(), len(table), 0),
+        betas=_checked_betas(path, table[:, 312:322].numpy(), len(table)),
     )
     return pose, 30.0
 

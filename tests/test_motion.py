@@ -415,7 +415,7 @@ def test_one_of_several_people(tmp_path):
     second = load_motion(tmp_path / "two.pkl", up_axis="y", person=1)
     assert torch.allclose(2 * first.poses.axis_angles, second.poses.axis_angles) and second.poses.transl.eq(1).all()
     assert first.poses.betas.eq(1).all() and second.poses.betas.eq(0).all()
-    with pytest.raises(ValueError, match="needed person to be in 0 to 1, found 2"):
+    with pytest.raises(ValueError, match="2 people, needed one of them, found person 2"):
         load_motion(tmp_path / "two.pkl", person=2)
 
 
