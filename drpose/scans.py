@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -24,8 +24,8 @@ from torch import Tensor
 from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import ViewRig, frame_by_diagonal, view_axes
 from .dataset import LatentSet
-from .files import read_json, write_atomic, write_json
-from .motion import read_array_pickle
+from .files import npz_fields, read_json, read_npz, write_atomic, write_json
+from .motion import FARTHEST, read_array_pickle
 from .multiview import MultiViewPipeline, encode_images, pixels_per_cell, unmirror
 from .rendering import check_mesh, find_hits, interpolate, paint, pool_hits, vertex_normals
 from .repeatable import seeded_generator
@@ -79,8 +79,11 @@ def _texture(mesh: trimesh.Trimesh) -> Image.Image | None:
     return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
 # %% ../nbs/06a_scans.ipynb #91459be9
-FIT_FORMATS = (".json", ".npz", ".pkl")
-_FIT_NAMES = {"global_orient": ("global_orient",), "body_pose": ("body_pose",), "betas": ("betas",), "transl": ("transl",), "scale": ("scale",), "offset": ("translation",)}
+FIT_FORMATS = (".json", ".npz", ".pkl", ".pickle")
+_FIT_NAMES = {
+    "global_orient": ("global_orient", "root_orient", "root_pose"), "body_pose": ("body_pose", "pose_body"), "betas": ("betas", "shape"), "transl": ("transl", "trans"),
+    "scale": ("scale",), "offset": ("translation",),
+}
 
 
 @dataclass
@@ -98,39 +101,61 @@ class ScanFit:
 
 
 def _fit_fields(path: Path) -> dict:
-    "Arrays and plain values of a fit by name."
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        content = read_array_pickle(path, "an SMPL-X fit") if path.suffix == ".pkl" else read_json(path)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read as an SMPL-X fit ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, needed an SMPL-X fit with global_orient, body_pose and betas")
-    return content
+    "Those arrays and plain values of a fit that are needed, by name; what else a file holds is not read."
+    aliases = [alias for names in _FIT_NAMES.values() for alias in names]
+    if path.suffix.lower() == ".npz":
+        held = npz_fields(path, "an SMPL-X fit")
+        return read_npz(path, (), [name for name in aliases if name in held], needed="an SMPL-X fit", most=2**20)
+    content = read_json(path, "an SMPL-X fit", kind=dict) if path.suffix.lower() == ".json" else read_array_pickle(path, "an SMPL-X fit")
+    return {name: content[name] for name in aliases if name in content} or dict.fromkeys(map(str, content))
 
 # %% ../nbs/06a_scans.ipynb #5750e58e
+def _fit_numbers(value, most: int) -> list[float]:
+    "The numbers in an array, a number or nested lists, in order, at most most + 1 of them. TypeError for anything else."
+    numbers, waiting, steps = [], [value], 0
+    while waiting and len(numbers) <= most and steps < 8 * most + 64:        # a list may hold another one twice, and so on
+        item, steps = waiting.pop(), steps + 1
+        if isinstance(item, np.ndarray) and item.dtype.kind in "fiu":
+            numbers += item.reshape(-1)[: most + 1].tolist()
+        elif isinstance(item, (list, tuple)):
+            waiting += item[most::-1]                                        # the first most + 1, last first
+        elif isinstance(item, (int, float)) and not isinstance(item, bool):
+            numbers.append(item)
+        else:
+            raise TypeError
+    if waiting and len(numbers) <= most:
+        raise TypeError
+    return numbers
+
+
 def _fit_tensor(path: Path, fields: dict, name: str, least: int, most: int | None = None) -> Tensor | None:
-    "Numbers of a field as (1, n), None where it is absent. ValueError for too few or too many, or what is not finite."
+    "Numbers of a field as (1, n) float32, None where it is absent. ValueError for too few or too many, or what is not finite or not of a person's size."
     held = next((alias for alias in _FIT_NAMES[name] if alias in fields), None)
     if held is None:
         return None
+    most = most or least
     try:
-        value = torch.tensor(np.asarray(fields[held], dtype=np.float64)).flatten()
-    except (TypeError, ValueError):
+        numbers = _fit_numbers(fields[held], most)
+        value = torch.tensor([float(number) for number in numbers], dtype=torch.float64).float()
+    except (TypeError, OverflowError):
         raise ValueError(f"{path}: '{held}' is not made of numbers") from None
-    if not least <= len(value) <= (most or least) or not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{path}: '{held}' holds {len(value)} numbers{'' if bool(torch.isfinite(value).all()) else ', some not finite'}, needed {least}{f' to {most}' if most else ''} finite ones")
-    return value[None].float()
+    finite = bool(torch.isfinite(value).all())
+    if not least <= len(value) <= most or not finite:
+        found = f"more than {most}" if len(value) > most else len(value)
+        raise ValueError(f"{path}: '{held}' holds {found} numbers{'' if finite else ', some not finite'}, needed {least}{f' to {most}' if most > least else ''} finite ones")
+    if name in ("global_orient", "body_pose") and value.reshape(-1, 3).norm(dim=1).max() > 4 * math.pi:
+        raise ValueError(f"{path}: '{held}' holds a rotation of {value.reshape(-1, 3).norm(dim=1).max():.0f}, needed axis-angles in radians (these look like degrees)")
+    if name in ("betas", "transl") and value.abs().max() > FARTHEST:
+        raise ValueError(f"{path}: '{held}' holds {value.abs().max():.0f}, needed {'metres (these look like millimetres)' if name == 'transl' else 'standard deviations'}")
+    return value[None]
 
 
 def read_fit(path: str | Path) -> ScanFit:
-    """An SMPL-X fit from JSON, npz or a pickle of arrays: global_orient (3), body_pose (63), betas (10 or more) and, where given, transl (metres), scale and translation (mesh units).
+    """An SMPL-X fit from JSON, npz or a pickle of arrays: global_orient (3), body_pose (63), betas (10 or more) and, where given, transl or trans (metres), scale and translation (mesh units). Other fields are not read.
 
     FileNotFoundError or ValueError naming file and field."""
     path = Path(path)
-    if path.suffix not in FIT_FORMATS or not path.is_file():
+    if path.suffix.lower() not in FIT_FORMATS or not path.is_file():
         raise FileNotFoundError(f"{path}: no such fit, needed a file {', '.join(FIT_FORMATS)}")
     fields = _fit_fields(path)
     parts = {"global_orient": _fit_tensor(path, fields, "global_orient", 3), "body_pose": _fit_tensor(path, fields, "body_pose", 63), "betas": _fit_tensor(path, fields, "betas", 10, 400)}
@@ -200,14 +225,14 @@ def scan_names(meshes: Sequence[Path]) -> list[str]:
 
 def find_fit(fits: str | Path, name: str) -> Path:
     "The fit of the scan `name`: <fits>/<name>.json, .npz or .pkl, or the only such file in the folder <fits>/<name>. FileNotFoundError or ValueError naming what was looked for."
-    found = [path for suffix in FIT_FORMATS if (path := Path(fits) / f"{name}{suffix}").is_file()]
-    found = found or sorted(path for path in (Path(fits) / name).glob("*") if path.suffix in FIT_FORMATS)
+    beside = Path(fits).glob("*") if Path(fits).is_dir() else ()
+    found = sorted(path for path in beside if path.stem == name and path.suffix.lower() in FIT_FORMATS and path.is_file())
+    found = found or sorted(path for path in (Path(fits) / name).glob("*") if path.suffix.lower() in FIT_FORMATS)
     if not found:
         raise FileNotFoundError(f"{Path(fits) / name}: no fit of this scan, neither a file {', '.join(FIT_FORMATS)} of this name nor one in a folder of this name")
     if len(found) > 1:
         raise ValueError(f"{found[0]}: is one of {len(found)} fits of the scan {name!r}, needed one only")
     return found[0]
-
 
 # %% ../nbs/06a_scans.ipynb #0e0c13ad
 INSIDE = 20     # of 23 joints must lie in the scan's box

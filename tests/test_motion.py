@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from drpose.bodies import SMPLX_JOINT_NAMES, SMPLX_PARENTS, Pose, axis_angle_to_matrix, load_body
-from drpose.motion import BVH_SKELETONS, PYBULLET_HELD_OUT, Clip, embedded_clips, load_motion, load_pybullet_clips, motion_format, upright_share
+from drpose.motion import BVH_SKELETONS, MOST_FRAMES, PYBULLET_HELD_OUT, Clip, embedded_clips, load_motion, load_pybullet_clips, motion_format, upright_share
 
 LEFT_WRIST, RIGHT_WRIST = SMPLX_JOINT_NAMES.index("left_wrist"), SMPLX_JOINT_NAMES.index("right_wrist")
 Z_TO_Y = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
@@ -249,6 +251,20 @@ def test_a_pickle_is_never_executed(tmp_path):
 # ---- broken files ----
 
 
+def write_fields(path, **fields):
+    with open(path, "wb") as file:
+        np.savez(file, **fields)
+    return path
+
+
+def nested_lists(*plain: bytes) -> bytes:
+    "A pickle of some 200 bytes: in each of 40 levels a list holds the one below twice; under smpl_scaling, and smpl_poses where `plain` does not name it."
+    bomb = b"]" + b"".join(b"q" + bytes([level]) + b"0](h" + bytes([level]) + b"h" + bytes([level]) + b"e" for level in range(40))
+    poses = pickle.dumps({"smpl_poses": np.zeros((2, 72)), "smpl_trans": np.zeros((2, 3))}, protocol=2)[2:-1]
+    start = poses if plain else b"}U\x0asmpl_poses" + bomb + b"s"
+    return b"\x80\x02" + start + b"U\x0csmpl_scaling" + bomb + b"s."
+
+
 def changed(array: np.ndarray, index, value) -> np.ndarray:
     array = array.copy()
     array[index] = value
@@ -270,33 +286,51 @@ def without_frame_numbers(frame: list, index: int, value) -> list[list[float]]:
 BROKEN = {  # name: (writer of a broken file, what the sentence must contain)
     "empty": (lambda p, b: p.write_bytes(b""), "is empty (0 bytes)"),
     "picture": (lambda p, b: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)), "begins with b'\\x89PNG"),
-    "amass cut": (lambda p, b: cut(write_amass(p, some_pose(50), b)), "cannot be read as npz"),
-    "amass stagei": (lambda p, b: write_amass(p, some_pose(), b, poses=None), "has no 'poses' (it holds: trans, betas"),
-    "amass width": (lambda p, b: write_amass(p, some_pose(), b, poses=POSES[:, :72]), "'poses' has shape (4, 72), needed (frames, 165) for SMPL-X or (frames, 156)"),
+    "amass cut": (lambda p, b: cut(write_amass(p, some_pose(50), b)), "cannot be read as an npz of a motion"),
+    "amass stagei": (lambda p, b: write_amass(p, some_pose(), b, poses=None), "(it holds: betas, gender, mocap_frame_rate, trans), needed a motion"),
+    "amass width": (lambda p, b: write_amass(p, some_pose(), b, poses=POSES[:, :99]), "'poses' has shape (4, 99), needed (frames, 165) for SMPL-X or (frames, 156)"),
     "amass no frames": (lambda p, b: write_amass(p, some_pose(), b, poses=POSES[:0]), "'poses' has shape (0, 165)"),
     "amass NaN": (lambda p, b: write_amass(p, some_pose(4), b, poses=changed(POSES, (2, 5), np.nan)), "'poses' holds NaN or infinity in 1 of 4 frames (first: 2)"),
     "amass too large": (lambda p, b: write_amass(p, some_pose(4), b, trans=np.full((4, 3), 1e200)), "'trans' holds NaN or infinity"),
     "amass degrees": (lambda p, b: write_amass(p, some_pose(4), b, poses=POSES + 45), "needed axis-angles in radians"),
-    "amass objects": (lambda p, b: write_amass(p, some_pose(4), b, poses=np.array([None, 1], dtype=object)), "Object arrays cannot be loaded"),
+    "amass objects": (lambda p, b: write_amass(p, some_pose(4), b, poses=np.array([None, 1], dtype=object)), "field 'poses' holds a pickled object"),
     "amass text": (lambda p, b: write_amass(p, some_pose(4), b, poses=np.array([["a"]])), "'poses' holds <U1 values"),
     "amass no trans": (lambda p, b: write_amass(p, some_pose(4), b, trans=None), "'trans' is a NoneType, needed (4, 3)"),
-    "amass short trans": (lambda p, b: write_amass(p, some_pose(4), b, poses=POSES, trans=np.zeros((3, 3))), "'trans' has 3 frames and 'poses' 4"),
+    "amass short trans": (lambda p, b: write_amass(p, some_pose(4), b, poses=POSES, trans=np.zeros((3, 3))), "'trans' has 3 frames and the poses 4"),
     "amass short betas": (lambda p, b: write_amass(p, some_pose(4), b, betas=np.zeros(4)), "'betas' has shape (1, 4), needed (10,) or more"),
-    "amass no rate": (lambda p, b: write_amass(p, some_pose(4), b, mocap_frame_rate=None), "has no frame rate, needed 'mocap_frame_rate' or 'mocap_framerate'"),
     "amass zero rate": (lambda p, b: write_amass(p, some_pose(4), b, mocap_frame_rate=0.0), "'mocap_frame_rate' is 0.0, needed one positive number"),
-    "motion-x cut": (lambda p, b: cut(write_motion_x(p, some_pose(50))), "cannot be read as npy"),
+    "amass millimetres": (lambda p, b: write_amass(p, some_pose(4), b, trans=np.full((4, 3), 1500.0)), "'trans' goes as far as 1500, needed metres"),
+    "amass betas": (lambda p, b: write_amass(p, some_pose(4), b, betas=np.full(16, 1e6)), "'betas' holds 1000000"),
+    "amass rate of objects": (lambda p, b: write_amass(p, some_pose(4), b, mocap_frame_rate=np.array([1.0, 2.0])), "'mocap_frame_rate' is an array of shape (2,)"),
+    "amass too many frames": (lambda p, b: write_amass(p, some_pose(4), b, poses=np.zeros((MOST_FRAMES + 1, 72), np.int8)), "'poses' has 131,073 frames, needed at most 131,072"),
+    "parts of two lengths": (lambda p, b: write_fields(p, global_orient=np.zeros((4, 3)), body_pose=np.zeros((5, 63))), "'global_orient' has 4 frames and 'body_pose' 5"),
+    "parts in degrees": (lambda p, b: write_fields(p, global_orient=np.zeros((4, 3)), body_pose=np.full((4, 63), 90.0)), "'body_pose' holds a rotation of 156, needed axis-angles in radians"),
+    "parts not finite": (lambda p, b: write_fields(p, root_orient=np.zeros((4, 3)), pose_body=np.full((4, 63), 1e39), trans=np.zeros((4, 3))), "'pose_body' holds NaN or infinity in 4 of 4"),
+    "3DPW nobody": (lambda p, b: p.write_bytes(pickle.dumps({"poses": [], "cam_poses": 0, "trans": []})), "'poses' holds 0 people"),
+    "pickle that hangs": (lambda p, b: p.write_bytes(b"\x80\x02})" + b"2\x86" * 70 + b"Ns."), "a key that is not a plain word or number"),
+    "pickle of a huge table": (lambda p, b: p.write_bytes(b"\x80\x02}r\xff\xff\xff\xffX\xff\xff\xff\x7fa."), "it is cut short"),
+    "pickle of huge bytes": (lambda p, b: p.write_bytes(b"\x80\x05}\x96" + (2**40).to_bytes(8, "little") + b"s."), "it is cut short"),
+    "pickle of nested lists": (lambda p, b: p.write_bytes(nested_lists()), "'smpl_poses' is a list, needed (frames, 72)"),
+    "pickle of nested numbers": (lambda p, b: p.write_bytes(nested_lists(b"smpl_trans", b"smpl_scaling")), "'smpl_scaling' is a list, needed one positive number"),
+    "pickle without sense": (lambda p, b: p.write_bytes(b"\x80\x02sssu."), "its words make no sense"),
+    "pickle of a tensor": (lambda p, b: p.write_bytes(pickle.dumps({"poses": torch.zeros(4, 72)})), "torch._utils._rebuild_tensor_v2, and only arrays and plain containers are admitted; save its arrays as an npz"),
+    "json without end": (lambda p, b: p.write_text('{"Frames": ' + "[" * 100_000), "needed a DeepMimic motion"),
+    "json list of lists": (lambda p, b: p.write_text('{"Frames": [' + "[" * 500 + "]" * 500 + "]}"), "frame 0 of 'Frames' has 1 entries"),
+    "fbx": (lambda p, b: p.write_bytes(b"Kaydara FBX Binary  \x00\x1a\x00" + bytes(99)), "is FBX or glTF, which is not read; export it as BVH"),
+    "motion-x cut": (lambda p, b: cut(write_motion_x(p, some_pose(50))), "its header promises"),
+    "motion-x promises": (lambda p, b: p.write_bytes(write_motion_x(p, some_pose()).read_bytes().replace(b"(5, 322)", b"(5000000000, 322)")), "its header promises"),
     "motion-x width": (lambda p, b: write_motion_x(p, some_pose(), array=np.zeros((4, 263))), "has shape (4, 263), needed (frames, 322)"),
     "motion-x one frame": (lambda p, b: write_motion_x(p, some_pose(), array=np.zeros(322)), "has shape (322,)"),
-    "motion-x objects": (lambda p, b: write_motion_x(p, some_pose(), array=np.array([{"a": 1}], dtype=object)), "Object arrays cannot be loaded"),
+    "motion-x objects": (lambda p, b: write_motion_x(p, some_pose(), array=np.array([{"a": 1}], dtype=object)), "holds a pickled object"),
     "motion-x infinite": (lambda p, b: write_motion_x(p, some_pose(), array=changed(TABLE, (0, 310), np.inf)), "holds NaN or infinity in 1 of 4"),
-    "aist cut": (lambda p, b: cut(write_aist(p, some_pose())), "cannot be read as an AIST++ pickle"),
+    "aist cut": (lambda p, b: cut(write_aist(p, some_pose())), "cannot be read as a motion pickle (it is cut short)"),
     "aist list": (lambda p, b: p.write_bytes(pickle.dumps([1, 2])), "holds a list instead of a dictionary"),
     "aist command": (lambda p, b: p.write_bytes(b"\x80\x04cposix\nsystem\n\x8c\x04true\x85R."), "asks for posix.system"),
-    "aist keypoints": (lambda p, b: p.write_bytes(pickle.dumps({"keypoints3d": np.zeros((3, 17, 3))})), "has no smpl_poses, smpl_trans, smpl_scaling (it holds: keypoints3d)"),
+    "aist keypoints": (lambda p, b: p.write_bytes(pickle.dumps({"keypoints3d": np.zeros((3, 17, 3))})), "(it holds: keypoints3d), needed a motion"),
     "aist width": (lambda p, b: write_aist(p, some_pose(), smpl_poses=SMPL[:, :69]), "'smpl_poses' has shape (4, 69), needed (frames, 72)"),
-    "aist objects": (lambda p, b: write_aist(p, some_pose(), smpl_poses=np.array([None], dtype=object)), "an array of type 'O8' instead of numbers"),
-    "aist scaling": (lambda p, b: write_aist(p, some_pose(4), smpl_scaling=np.array([0.0])), "needed (4, 3) and one positive number"),
-    "json cut": (lambda p, b: cut(write_deepmimic(p, [rest_frame()] * 3)), "is not whole JSON"),
+    "aist objects": (lambda p, b: write_aist(p, some_pose(), smpl_poses=np.array([None], dtype=object)), "'smpl_poses' is an array of type 'O8' instead of numbers"),
+    "aist scaling": (lambda p, b: write_aist(p, some_pose(4), smpl_scaling=np.array([0.0])), "'smpl_scaling' is 0.0, needed one positive number"),
+    "json cut": (lambda p, b: cut(write_deepmimic(p, [rest_frame()] * 3)), "not valid JSON"),
     "json other": (lambda p, b: p.write_text('{"frames": []}'), "has no list 'Frames' of frames (it holds: frames)"),
     "json laikago": (lambda p, b: write_deepmimic(p, [[0.1] * 20]), "frame 0 of 'Frames' has 20 entries, needed 44 numbers"),
     "json null": (lambda p, b: write_deepmimic(p, without_frame_numbers(rest_frame(), 7, None)), "frame 1 of 'Frames'"),
@@ -304,6 +338,11 @@ BROKEN = {  # name: (writer of a broken file, what the sentence must contain)
     "json zero time": (lambda p, b: write_deepmimic(p, [[0.0, *rest_frame()[1:]]] * 2), "needed one positive number (frames per second)"),
     "bvh no motion": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.split("MOTION")[0]), "has no MOTION part"),
     "bvh frame count": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.replace("Frames: 5", "Frames: 7")), "holds 5 frames, needed 7"),
+    "bvh promises": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.replace("Frames: 5", "Frames: 7000000000000")), "needed 7000000000000 as 'Frames:' says"),
+    "bvh channel count": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.replace("CHANNELS 3", "CHANNELS 3000000000", 1)), "needed a joint, OFFSET x y z or CHANNELS n"),
+    "bvh endless bone": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.replace("OFFSET 0", "OFFSET 1e300", 1)), "needed a joint, OFFSET x y z"),
+    "bvh no frames": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.split("Frame Time")[0].replace("Frames: 5", "Frames: 0") + "Frame Time: .01"), "holds 0 frames"),
+    "bvh many joints": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.replace("HIERARCHY", "HIERARCHY" + "\nROOT a" * 20_000)), "more than 10000 joints"),
     "bvh short row": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.rstrip().rsplit(" ", 1)[0]), "frame 4 has 68 numbers, needed 69"),
     "bvh not a number": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.rstrip().rsplit(" ", 1)[0] + " x"), "something that is not a number"),
     "bvh NaN": (lambda p, b: write_bvh(p, some_pose(), b, edit=lambda t: t.rstrip().rsplit(" ", 1)[0] + " nan"), "holds NaN or infinity in 1 of 5"),
@@ -328,6 +367,155 @@ def test_broken_file_gets_one_sentence(tmp_path, body, name):
     message = str(caught.value)
     assert str(path) in message and expected in message, message
     assert len(message) < 500 and "Traceback" not in message
+
+
+SEVERAL = {  # what published files hold, for poses (T, 72), places (T, 3) and vectors (T, 165): (content, up axis, frames per second)
+    "3DPW": (lambda p, t, x: {"poses": [p, 2 * p], "trans": [t, t + 1], "betas": [np.ones(10), np.zeros(300)], "cam_poses": np.tile(np.eye(4), (len(p), 1, 1)), "genders": ["m", "f"], "sequence": "s"}, "y", 30),
+    "EMDB": (lambda p, t, x: {"gender": "male", "smpl": {"poses_root": p[:, :3], "poses_body": p[:, 3:], "trans": t, "betas": np.zeros(10)}, "camera": {"intrinsics": np.eye(3)}}, "y", 30),
+    "EDGE": (lambda p, t, x: {"smpl_poses": p, "smpl_trans": t, "full_pose": np.zeros((len(p), 24, 3))}, "z", 30),
+    "MOYO": (lambda p, t, x: {"fullpose": x, "trans": t, "betas": np.zeros(300), "mocap_framerate": 60}, "z", 60),
+    "SMPL": (lambda p, t, x: {"poses": p, "trans": t, "betas": np.zeros(10), "mocap_framerate": np.array(25.0)}, "z", 25),
+    "smplx": (lambda p, t, x: {"global_orient": x[:, None, :3], "body_pose": x[:, 3:66].reshape(-1, 21, 3), "transl": t, "left_hand_pose": x[:, 75:120], "fps": 50}, "y", 50),
+    "AMASS by parts": (lambda p, t, x: {"root_orient": x[:, :3], "pose_body": x[:, 3:66], "pose_hand": x[:, 75:165], "trans": t, "mocap_frame_rate": 120.0}, "z", 120),
+}
+
+
+@pytest.mark.parametrize("pickled", [True, False])
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_published_layouts(tmp_path, body, kind, pickled):
+    "Each layout gives the poses it was made from, in its own axes, whether it is a pickle or an npz with the same keys."
+    make, up, rate = SEVERAL[kind]
+    pose = some_pose()
+    lying = pose.rotated(Z_TO_Y.T, body.rest_joints(torch.zeros(1, 10))[:, 0]) if up == "z" else pose
+    vector = lying.axis_angles.flatten(1).numpy()
+    content = make(np.pad(vector[:, :66], ((0, 0), (0, 6))), lying.transl.numpy(), vector)
+    if pickled:
+        (tmp_path / "clip.pkl").write_bytes(pickle.dumps(content))
+    else:
+        content = {name: value for name, value in content.items() if not isinstance(value, str)}
+        content |= content.pop("smpl", {})
+        flat = {name: np.stack([array[:10] if array.ndim == 1 else array for array in value]) if isinstance(value, list) and not isinstance(value[0], str) else value for name, value in content.items() if name != "camera"}
+        write_fields(tmp_path / "clip.npz", **flat, gender=np.array("male", dtype=object))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clip = load_motion(tmp_path / ("clip.pkl" if pickled else "clip.npz"))
+    hands = {"MOYO": slice(25, 55), "AMASS by parts": slice(25, 55), "smplx": slice(25, 40)}.get(kind, slice(0, 0))
+    assert clip.fps == rate
+    assert torch.allclose(clip.poses.axis_angles[:, hands], pose.axis_angles[:, hands], atol=1e-5)
+    assert torch.allclose(axis_angle_to_matrix(clip.poses.axis_angles[:, :22]), axis_angle_to_matrix(pose.axis_angles[:, :22]), atol=1e-4)
+    if kind != "3DPW":
+        assert torch.allclose(body.joints(clip.poses)[:, :20], body.joints(pose)[:, :20], atol=2e-4)
+
+
+def test_one_of_several_people(tmp_path):
+    poses = np.full((3, 72), 0.1)
+    (tmp_path / "two.pkl").write_bytes(pickle.dumps(SEVERAL["3DPW"][0](poses, np.zeros((3, 3)), None)))
+    with pytest.warns(UserWarning, match="2 people"):
+        first = load_motion(tmp_path / "two.pkl", up_axis="y")
+    second = load_motion(tmp_path / "two.pkl", up_axis="y", person=1)
+    assert torch.allclose(2 * first.poses.axis_angles, second.poses.axis_angles) and second.poses.transl.eq(1).all()
+    assert first.poses.betas.eq(1).all() and second.poses.betas.eq(0).all()
+    with pytest.raises(ValueError, match="2 people, needed one of them, found person 2"):
+        load_motion(tmp_path / "two.pkl", person=2)
+
+
+def test_rate_is_asked_for(tmp_path, body):
+    path = write_amass(tmp_path / "walk.npz", embedded_clips()["walk"].poses, body, mocap_frame_rate=None)
+    with pytest.warns(UserWarning, match="has no frame rate"):
+        assert load_motion(path).fps == 30
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_motion(path, fps=25).fps == 25 and load_motion(write_motion_x(tmp_path / "walk.npy", embedded_clips()["walk"].poses), fps=60).fps == 60
+    for wrong in (0, float("nan"), -3, "30", True):
+        with pytest.raises(ValueError, match="'fps' is .*needed one positive number"):
+            load_motion(path, fps=wrong)
+
+
+def test_fields_that_nobody_needs_are_not_opened(tmp_path, body):
+    "Three gigabytes of zeros and an object beside the motion: read in no time."
+    path = write_amass(tmp_path / "walk.npz", some_pose(), body, gender=np.array({"a": 1}, dtype=object))
+    block = bytes(2**20)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("labels.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (100 * 2**20,)})
+        for _ in range(100):
+            member.write(block)
+    assert len(load_motion(path, up_axis="z").poses) == 5
+
+
+@pytest.mark.parametrize("axis", ["-y", "z", "-z"])
+def test_camera_axes_are_turned_upright(tmp_path, body, axis):
+    turn = {"z": Z_TO_Y, "-z": Z_TO_Y.T, "-y": torch.diag(torch.tensor([1.0, -1, -1]))}[axis]
+    walk = embedded_clips()["walk"].poses
+    path = write_motion_x(tmp_path / "camera.npy", walk.rotated(turn.T, body.rest_joints(torch.zeros(1, 10))[:, 0]))
+    with pytest.warns(UserWarning, match="upside down" if axis == "-y" else "no frame is upright"):
+        load_motion(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.allclose(body.joints(load_motion(path, up_axis=axis).poses), body.joints(walk), atol=1e-4)
+        load_motion(write_motion_x(tmp_path / "upright.npy", walk))
+
+
+@pytest.mark.parametrize("prefix", ["mixamorig:", "mixamorig5:", "mixamorig", "mixamorig_", "MIXAMORIG:", "Armature|", "Armature|mixamorig:", "Character1_", "my rig "])
+def test_only_the_end_of_a_joint_name_counts(tmp_path, body, prefix):
+    pose = some_pose(hands=False)
+    path = write_bvh(tmp_path / "clip.bvh", pose, body, 0.01, skeleton="Mixamo", edit=lambda text: text.replace("JOINT ", f"JOINT {prefix}").replace("ROOT ", f"ROOT {prefix}"))
+    assert torch.allclose(body.joints(load_motion(path).poses), body.joints(pose), atol=1e-3)
+
+
+def under(text: str, channels: str, values: list[list[float]]) -> str:
+    "The BVH with a joint above its root, moved by `values`."
+    tree, motion = text.removeprefix("HIERARCHY\n").split("MOTION\n")
+    head, rows = motion.strip().split("\n")[:2], motion.strip().split("\n")[2:]
+    rows = [" ".join(map(str, above)) + " " + row for above, row in zip(values, rows, strict=True)]
+    return "\n".join([f"HIERARCHY\nROOT Reference\n{{\nOFFSET 0 0 0\nCHANNELS {channels}\n{tree.replace('ROOT', 'JOINT')}}}\nMOTION", *head, *rows, ""])
+
+
+def test_joints_above_the_hips_carry_the_person(tmp_path, body):
+    pose = some_pose(hands=False)
+    steps = [[10.0 * t, 0.0, 5.0, 20.0 * t] for t in range(5)]                     # centimetres, and degrees about y
+    path = write_bvh(tmp_path / "clip.bvh", pose, body, 0.01, edit=lambda text: under(text, "4 Xposition Yposition Zposition Yrotation", steps))
+    turns = torch.tensor(Rotation.from_rotvec([[0, row[3], 0] for row in steps], degrees=True).as_matrix()).float()
+    wanted = torch.einsum("tij,tkj->tki", turns, body.joints(pose)) + torch.tensor(steps)[:, None, :3] / 100
+    assert torch.allclose(body.joints(load_motion(path, up_axis="y").poses), wanted, atol=1e-3)
+
+
+def test_a_first_row_is_a_t_pose_only_if_every_rotation_says_so(tmp_path, body):
+    "A real frame in which the root alone has no turn is kept."
+    pose = some_pose(hands=False)
+    pose.axis_angles[0, 0] = 0
+    clip = load_motion(write_bvh(tmp_path / "clip.bvh", pose, body), up_axis="y")
+    assert len(clip.poses) == len(pose) and torch.allclose(body.joints(clip.poses), body.joints(pose), atol=1e-3)
+
+
+def test_a_row_more_than_promised_is_read(tmp_path, body):
+    path = write_bvh(tmp_path / "clip.bvh", some_pose(), body, edit=lambda text: text.replace("Frames: 5", "Frames: 4"))
+    with pytest.warns(UserWarning, match="5 whole frames where 'Frames:' says 4"):
+        assert len(load_motion(path).poses) == 5
+
+
+@pytest.mark.parametrize("rest_too", [True, False])
+def test_bvh_with_z_up(tmp_path, body, rest_too):
+    "The world's up axis is the one that is told; the rest pose may stand along it or along y."
+    pose = some_pose(hands=False)
+    turn = Z_TO_Y.T
+    lying = pose.rotated(turn, body.rest_joints(torch.zeros(1, 10))[:, 0])
+    if rest_too:                                                                    # every joint's axes are turned with the bones
+        matrices = turn @ axis_angle_to_matrix(pose.axis_angles) @ turn.T
+        lying = Pose(torch.tensor(Rotation.from_matrix(matrices.reshape(-1, 3, 3).numpy()).as_rotvec()).float().reshape(-1, 55, 3), pose.betas, lying.transl)
+
+    def lay(text: str) -> str:
+        lines = text.splitlines()
+        for number, line in enumerate(lines):
+            if rest_too and line.startswith("OFFSET"):
+                x, y, z = line.split()[1:]
+                lines[number] = f"OFFSET {x} {-float(z)} {y}"
+        start = lines.index("MOTION") + 3
+        places = (body.joints(pose)[:, 0] @ turn.T / 0.01).tolist()
+        lines[start:] = [" ".join([*map(str, place), *line.split()[3:]]) for place, line in zip(places, lines[start:], strict=True)]
+        return "\n".join(lines) + "\n"
+
+    path = write_bvh(tmp_path / "clip.bvh", lying, body, 0.01, edit=lay)
+    assert torch.allclose(body.joints(load_motion(path, up_axis="z").poses), body.joints(pose), atol=1e-3)
 
 
 def test_paths_that_are_no_files(tmp_path):

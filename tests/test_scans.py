@@ -302,6 +302,19 @@ def test_joints_are_given_only_where_asked_for(people, tmp_path):
     assert encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,)).joints.shape == (1, 0, 3), "scans with and without fits train a base together"
 
 
+def test_fits_are_read_under_any_spelling_and_without_what_nobody_needs(tmp_path):
+    fit = dict(betas=np.ones((1, 10)), scale=np.array(2.0, np.float32))
+    parts = dict(root_orient=np.full((1, 3), 0.1), pose_body=np.full((1, 21, 3), 0.2), trans=np.full((1, 3), 0.3))
+    np.savez(tmp_path / "a.npz", **fit, **parts, gender=np.array("male", dtype=object))
+    (tmp_path / "a.npz").rename(tmp_path / "a.NPZ")
+    (tmp_path / "b.PKL").write_bytes(pickle.dumps(fit | parts | {"gender": np.array("male", dtype=object), "frames": np.array(["a"])}))
+    (tmp_path / "c.JSON").write_text(json.dumps({name: value.tolist() for name, value in (fit | parts).items()} | {"gender": {"of": None}}))
+    for name in "abc":
+        found = scans.read_fit(scans.find_fit(tmp_path, name))
+        assert found.scale == 2 and found.pose.betas.eq(1).all()
+        assert torch.allclose(found.pose.axis_angles[0, :22].mean(1), torch.tensor([0.1] + [0.2] * 21)) and torch.allclose(found.pose.transl, torch.tensor(0.3))
+
+
 def test_bad_fits_get_one_sentence_and_leave_nothing(people, tmp_path):
     mesh, good = meshes(people)[0], json.loads((people / "fits" / "person_0" / "mesh_smplx.json").read_text())
 
@@ -318,14 +331,23 @@ def test_bad_fits_get_one_sentence_and_leave_nothing(people, tmp_path):
     assert "no fit of this scan" in attempt(None)
     assert "mesh.json: not valid JSON" in attempt(b"{")
     assert "has no 'body_pose'" in attempt({name: value for name, value in good.items() if name != "body_pose"})
-    assert "'body_pose' holds 69 numbers, needed 63" in attempt(good | {"body_pose": [0.0] * 69})
+    assert "'body_pose' holds more than 63 numbers, needed 63" in attempt(good | {"body_pose": [0.0] * 69})
     assert "'global_orient' holds 3 numbers, some not finite" in attempt(good | {"global_orient": [0, 0, float("nan")]})
     assert "'betas' is not made of numbers" in attempt(good | {"betas": ["fat"] * 10})
     assert "'scale' is 0" in attempt(good | {"scale": 0})
     assert "puts 0 of 23 joints into the box" in attempt(good | {"scale": 1, "translation": [5, 0, 0]})
     assert "asks for posix.system" in attempt(b"\x80\x04cposix\nsystem\n\x8c\x04true\x85R.", "mesh.pkl")
     assert "cannot be read as an SMPL-X fit" in attempt(b"PK\x03\x04 torn", "mesh.npz")
-    assert "holds a list" in attempt([1, 2])
+    assert "holds a JSON list" in attempt([1, 2])
+    assert "'scale' is 0" in attempt(good | {"scale": 1e-60}), "0 as float32"
+    assert "'scale' holds 1 numbers, some not finite" in attempt(good | {"scale": 1e60})
+    assert "'body_pose' holds a rotation of 90, needed axis-angles in radians" in attempt(good | {"body_pose": [90.0, 0, 0] * 21})
+    assert "'transl' holds 1500, needed metres" in attempt(good | {"transl": [0, 1500, 0]})
+    assert "'body_pose' holds more than 63 numbers" in attempt(good | {"body_pose": [[0.0] * 1000] * 1000})
+    bomb = b"]" + b"".join(b"q" + bytes([level]) + b"0](h" + bytes([level]) + b"h" + bytes([level]) + b"e" for level in range(40))
+    zeros = pickle.dumps({"global_orient": np.zeros(3), "body_pose": np.zeros(63)}, protocol=2)[2:-1]
+    assert "'betas' is not made of numbers" in attempt(b"\x80\x02" + zeros + b"U\x05betas" + bomb + b"s.", "mesh.pkl"), "a list that holds another one twice, 40 levels deep"
+    assert "mesh.json: not valid JSON" in attempt(b'{"betas": ' + b"[" * 100_000)
     (tmp_path / "fits" / "mesh").mkdir()
     (tmp_path / "fits" / "mesh.json").unlink()
     for name in ("a.json", "b.json"):
