@@ -17,7 +17,7 @@ from .animation import draw_crowd, photograph
 from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, BodyModel, Pose, axis_angle_to_matrix, matrix_to_axis_angle
 from .cameras import ViewRig
 from .dataset import TINY_RIG, PoseSet
-from .multiview import encode_images
+from .multiview import check_pictures, encode_images, place_of
 from .posescore import PoseScore
 from .repeatable import seeded_generator
 
@@ -33,7 +33,7 @@ TURNED = tuple(SMPLX_JOINT_NAMES.index(name) for name in ("left_shoulder", "righ
 def rotate_joint(poses: Pose, joints: list[int], degrees: float, seed: int = 0) -> Pose:
     "`poses` (B) with joint `joints[b]` of each turned by `degrees` about an axis of its own."
     generator = seeded_generator("calibration", seed)
-    axes = F.normalize(torch.randn(len(joints), 3, generator=generator), dim=-1)
+    axes = F.normalize(torch.randn(len(joints), 3, generator=generator), dim=-1).to(poses.axis_angles)
     turned, rows = poses.axis_angles.clone(), torch.arange(len(joints))
     extra = axis_angle_to_matrix(axes * torch.deg2rad(torch.tensor(degrees)))
     turned[rows, joints] = matrix_to_axis_angle(extra @ axis_angle_to_matrix(turned[rows, joints]))
@@ -42,10 +42,11 @@ def rotate_joint(poses: Pose, joints: list[int], degrees: float, seed: int = 0) 
 
 def blurred(images: Tensor, cells: float) -> Tensor:
     "Pictures (..., 3, H, W) blurred by a Gaussian of that many pixels; borders repeat."
+    check_pictures(images)
     if cells == 0:
         return images
     reach = max(1, round(3 * cells))
-    offsets = torch.arange(-reach, reach + 1, dtype=images.dtype)
+    offsets = torch.arange(-reach, reach + 1, dtype=images.dtype, device=images.device)
     kernel = torch.exp(-offsets.square() / (2 * cells**2))
     flat = images.reshape(-1, 1, *images.shape[-2:])
     for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
@@ -57,7 +58,11 @@ def blurred(images: Tensor, cells: float) -> Tensor:
 def without_forearm(images: Tensor, points: Tensor, radius: float) -> Tensor:
     "Pictures (B, D, V, 3, H, W) with background where the left forearm is; points (B, V, 2, 2): its elbow and wrist, pixels."
     height, width = images.shape[-2:]
-    grid = torch.stack(torch.meshgrid(torch.arange(width) + 0.5, torch.arange(height) + 0.5, indexing="xy"), -1)
+    check_pictures(images)
+    if images.dim() != 6 or points.shape != (len(images), images.shape[2], 2, 2):
+        raise ValueError(f"without_forearm needs pictures (B, D, V, 3, H, W) and points (B, V, 2, 2), found {tuple(images.shape)} and {tuple(points.shape)}")
+    points = points.to(images.device)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(side, device=images.device) + 0.5 for side in (width, height)), indexing="xy"), -1)
     start, end = points[:, :, 0, None, None], points[:, :, 1, None, None]
     along = (((grid - start) * (end - start)).sum(-1) / (end - start).square().sum(-1).clamp_min(1e-6)).clamp(0.2, 1.4)  # the hand goes too, the elbow stays
     hidden = (grid - start - along[..., None] * (end - start)).norm(dim=-1) < radius
@@ -92,14 +97,14 @@ def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: B
     def ask(images: Tensor, *targets: Tensor) -> Tensor:
         "Distances (scores, targets, people)."
         latents = encode_images(vae, images)
-        return torch.stack([torch.stack([-score(latents, joints, rig.resized(latents.shape[-1])) for joints in targets]) for score in scores.values()])
+        return torch.stack([torch.stack([-score(*(part.to(place_of(score.predictor)) for part in (latents, joints)), rig.resized(latents.shape[-1])).cpu() for joints in targets]) for score in scores.values()])
 
     errors, distances = [], []
     for degrees in ANGLES:
         poses = rotate_joint(people.poses, turned, degrees)
         taken = photograph(body_model, poses, crowd, rig, rig.image_size)
         images, framed = torch.stack([taken.views.normals, taken.views.colors], 1), taken.framing.apply(right)
-        errors.append(1000 * (body_model.joints(poses)[:, skeleton] - right).norm(dim=-1).mean(1))
+        errors.append(1000 * (body_model.joints(poses)[:, skeleton] - right).norm(dim=-1).mean(1).cpu())
         if degrees == 0:
             points = rig.project(framed)[:, :, [SKELETON_JOINTS.index(SMPLX_JOINT_NAMES.index(name)) for name in ("left_elbow", "left_wrist")]]
             clean, exchanged = ask(images, framed, mirrored_joints(framed)).unbind(1)

@@ -115,7 +115,7 @@ def _draw_hard(recipe: PoseRecipe, clips: dict[str, Clip], count: int, seed: int
         if tried > 100 * count + 1000:
             raise ValueError(f"only {found} of {tried} draws are harder than {threshold:.2f}, {count} were wanted: these clips are not dynamic enough")
         poses = _draw(recipe, clips, 256, seed, tried)
-        hard = torch.nonzero(pose_difficulty(body_model.joints(poses)) > threshold).flatten()
+        hard = torch.nonzero(pose_difficulty(body_model.joints(poses)) > threshold).flatten().cpu()  # poses stay on the processor, wherever the body is
         kept.append(poses[hard])
         found, tried = found + len(hard), tried + 256
     return Pose.cat(kept)[:count]
@@ -193,8 +193,8 @@ def reframe(images: ImageSet, generator: torch.Generator, share: float = 0.75) -
 # %% ../nbs/06_dataset.ipynb #a1bdefc1
 @torch.no_grad()
 def encode_set(vae: AutoencoderKL, images: ImageSet) -> LatentSet:
-    "Latents, photo latents (the front colour view) and descriptors of rendered objects."
-    latents = encode_images(vae, images.images)
+    "Latents, photo latents (the front colour view) and descriptors of rendered objects, on the device of the pictures wherever the autoencoder is."
+    latents = encode_images(vae, images.images).to(images.images.device)
     return LatentSet(latents.half(), latents[:, 1, 0].half(), photo_descriptor(images.images[:, 1, 0]), images.joints, images.scale)
 
 
@@ -263,7 +263,7 @@ def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyda
     if calm < count:
         wide = draw_set("pool", (count - calm) * (candidates if selection == "farthest" else 1), seed, body_model, clips)
         if selection == "farthest":
-            wide = wide[farthest_point_sampling(pose_features(body_model.joints(wide.poses)), count - calm)]
+            wide = wide[farthest_point_sampling(pose_features(body_model.joints(wide.poses)), count - calm).cpu()]
         parts.append(wide)
     drawn = PoseSet(Pose.cat([part.poses for part in parts]), sum((part.people for part in parts), []), sum((part.sets for part in parts), []))
     return Plan(drawn, {"count": count, "seed": seed, "selection": selection, "everyday_share": everyday_share, "candidates": candidates})

@@ -17,7 +17,7 @@ from torch import Tensor
 from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, BodyModel, load_body
 from .cameras import ViewRig
 from .clips import Clip
-from .dataset import TINY_RIG, LatentSet, draw_set, encode_set, render_set
+from .dataset import TINY_RIG, ImageSet, LatentSet, draw_set, encode_set, render_set
 from .metrics import (bootstrap_ci, check_pair, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
                             normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou, ssim, swap_forgiven_pixels)
 from .multiview import Condition, MultiViewPipeline, decode_latents, denoise, pixels_per_cell
@@ -401,7 +401,7 @@ def load_benchmark(
         raise ValueError(f"load_benchmark needs 'everyday' or 'hard' and at least one sample, found {name!r} and {samples}.")
     body_model = body_model or load_body()
     drawn = draw_set(f"{name}_test", samples, seed, body_model, clips)
-    parts = list(render_set(drawn, body_model, rig))
+    parts = [ImageSet(*(getattr(part, field.name).cpu() for field in fields(ImageSet))) for part in render_set(drawn, body_model, rig)]  # truth is kept and measured on the processor
     truth = GroundTruth(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(GroundTruth)))
     return Benchmark(name, truth, LatentSet.cat([encode_set(vae, part) for part in parts]), is_tilted(drawn.poses, body_model).cpu().numpy())
 
@@ -467,11 +467,14 @@ def evaluate_latents(
     batch_size: int = 0,                 # people per call; 0: twice as many as `generate_latents`
 ) -> PerSample:
     "Decode generated latents of a whole benchmark, where the autoencoder is, and measure them on the CPU (`evaluate_views`, batch by batch). A face view behind the rig's is not looked at."
+    if latents.shape[:1] != (len(benchmark),):
+        raise ValueError(f"evaluate_latents was given latents of shape {tuple(latents.shape)}, but the benchmark {benchmark.name} has {len(benchmark)} people.")
+    latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()
     parts, views, batch_size = [], rig.num_views, batch_size or 2 * people_at_once(latents.shape[-1])
     for start in range(0, len(benchmark), batch_size):
         chosen = slice(start, start + batch_size)
         drawn, base = latents[chosen, :, :views], None if base_latents is None else base_latents[chosen, :, :views]
-        images = None if benchmark.truth.images is None else decode_latents(vae, drawn.to(vae.device, vae.dtype)).float().cpu()
+        images = None if benchmark.truth.images is None else decode_latents(vae, drawn).float().cpu()
         parts.append(evaluate_views(images, drawn, benchmark.truth[chosen], judge, rig, base))
     return PerSample.cat(parts)
 

@@ -137,7 +137,7 @@ class _Draws:
     def _picture(self, path: Path, name: str, latents: Tensor) -> None:
         "Photo, base, now and, where known, the truth of three people."
         benchmark, views = self.benchmarks[name], self.rig.num_views
-        drawn = (decode_latents(self.vae, found[:3, :, :views].to(self.vae.device, self.vae.dtype))[:, 1].float().cpu() for found in (self.base[name], latents))
+        drawn = (decode_latents(self.vae, found[:3, :, :views])[:, 1].float().cpu() for found in (self.base[name], latents))
         groups = dict(zip(("base", "now"), drawn)) | ({} if benchmark.truth.images is None else {"true": benchmark.truth.images[:3, 1]})
         contact_sheet(benchmark.shown(3), groups, rig=self.rig, scale=min(2.0, 160 / self.rig.image_size), path=path)
 

@@ -73,14 +73,14 @@ class AutoencoderLoss(nn.Module):
 
     def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
-        generator = seeded_generator(self.config.seed, step, "autoencoder", *share.address)
+        generator, device = seeded_generator(self.config.seed, step, "autoencoder", *share.address), self.vae.device
         images = self.images[torch.randint(len(self.images), (self.config.batch_size,), generator=generator)]
-        background = images[..., :1, :1].float() / 255
+        background = images[..., :1, :1].float().to(device) / 255
         if self.config.crop:
             images = cut_out(images, self.config.crop, generator)
-        images = images.float() / 255
+        images = images.float().to(device) / 255
         posterior = self.vae.encode(images * 2 - 1).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         latents = posterior.mean + posterior.std * noise if self.config.train_encoder else posterior.mean.detach()
         error = self.vae.decode(latents).sample / 2 + 0.5 - images
         figure = ((images - background).abs().amax(1, keepdim=True) > 0.05).float()
@@ -90,13 +90,15 @@ class AutoencoderLoss(nn.Module):
         return reconstruction + self.config.kl_weight * kl, {"psnr": -10 * error.square().mean().log10(), "kl": kl}
 
 # %% ../nbs/10b_pretraining.ipynb #12e5a027
-def train_autoencoder(config: AutoencoderConfig, images: Tensor, run: RunDirectory, vae: AutoencoderKL | None = None) -> tuple[AutoencoderKL, LoopResult]:
-    "Train an autoencoder on `images` (N, 3, H, W) uint8; afterwards `scaling_factor` makes the latents' standard deviation 1."
+def train_autoencoder(config: AutoencoderConfig, images: Tensor, run: RunDirectory, vae: AutoencoderKL | None = None, accelerator: Accelerator | None = None) -> tuple[AutoencoderKL, LoopResult]:
+    "Train an autoencoder on `images` (N, 3, H, W) uint8; afterwards `scaling_factor` makes the latents' standard deviation 1. `accelerator`: device and precision, see `optimise`."
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) == 0:
+        raise ValueError(f"train_autoencoder needs pictures (N, 3, H, W) uint8, found {images.dtype} {tuple(images.shape)}")
     vae = vae or new_autoencoder(config)
-    result = optimise(run, AutoencoderLoss(vae, images, config), config, "autoencoder")
+    result = optimise(run, AutoencoderLoss(vae, images, config), config, "autoencoder", accelerator)
     if config.train_encoder:
         with torch.no_grad():
-            latents = torch.cat([vae.encode(chunk.float() / 127.5 - 1).latent_dist.mode() for chunk in images[:1024].split(64)])
+            latents = torch.cat([vae.encode(chunk.float().to(vae.device) / 127.5 - 1).latent_dist.mode() for chunk in images[:1024].split(64)])
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae.eval(), result
 

@@ -74,8 +74,8 @@ def tint_maps(
     maps: Tensor,   # (J, h, w) in [0, 1], first joints of the SMPL-X list
 ) -> Tensor:        # (3, H, W)
     "The image with the maps laid over it, each in the colour of its joint's side."
-    heat = torch.nn.functional.interpolate(maps[None].float(), image.shape[-2:], mode="bilinear")[0]
-    rgb = torch.tensor([[int(joint_color(j)[i:i + 2], 16) / 255 for i in (1, 3, 5)] for j in range(len(maps))])
+    heat = torch.nn.functional.interpolate(maps[None].to(image.device, torch.float32), image.shape[-2:], mode="bilinear")[0]
+    rgb = torch.tensor([[int(joint_color(j)[i:i + 2], 16) / 255 for i in (1, 3, 5)] for j in range(len(maps))], device=image.device)
     strength, strongest = heat.max(0)                                   # (H, W): the strongest joint paints the pixel
     return image * (1 - strength) + rgb[strongest].permute(2, 0, 1) * strength
 
@@ -305,7 +305,7 @@ def effect_figure(
     metrics: Sequence[str] = EFFECT_METRICS,
 ) -> Figure:
     "Before and after with their 95 % intervals, one panel for each metric. ValueError if no benchmark is found."
-    benchmarks = [name for name, value in summary.items() if isinstance(value, Mapping) and {"before", "after"} <= set(value)]
+    benchmarks = [name for name, value in summary.items() if isinstance(value, Mapping) and {"before", "after"} <= set(value) and any(metric in METRICS for metric in value["before"])]  # strata hold tables of tables
     metrics = [name for name in metrics if any(name in summary[b]["before"] and name in summary[b]["after"] for b in benchmarks)]
     if not metrics:
         raise ValueError("effect_figure: the summary has no benchmark with metrics under 'before' and 'after'.")
