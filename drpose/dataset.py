@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -23,17 +24,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .animation import Animator, RenderAnimator, draw_crowd, load_animator, photograph
-from .bodies import SKELETON_JOINTS, BodyModel, Pose, load_body
+from .bodies import SKELETON_JOINTS, BodyModel, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from .cameras import Framing, ViewRig
 from .clips import Clip, clips_for, draw_poses
 from .files import read_json, write_atomic, write_json
 from .multiview import encode_images, photo_descriptor
+from .repeatable import seeded_generator
 from .selection import farthest_point_sampling, pose_difficulty, pose_features
 
 # %% auto #0
-__all__ = ['TINY_RIG', 'EVERYDAY_DIFFICULTY_QUANTILE', 'POSE_SETS', 'SMALLEST_FRAME', 'PoseRecipe', 'PoseSet', 'person_number',
-           'everyday_difficulty', 'draw_set', 'LatentSet', 'ImageSet', 'render_set', 'reframe', 'encode_set',
-           'build_images', 'build_latents', 'Plan', 'plan_dataset', 'build_dataset', 'PosePairs']
+__all__ = ['TINY_RIG', 'EVERYDAY_DIFFICULTY_QUANTILE', 'POSE_SETS', 'LARGEST_LEAN', 'SMALLEST_FRAME', 'PoseRecipe', 'PoseSet',
+           'person_number', 'lean', 'everyday_difficulty', 'draw_set', 'LatentSet', 'ImageSet', 'render_set', 'reframe',
+           'encode_set', 'build_images', 'build_latents', 'Plan', 'plan_dataset', 'build_dataset', 'PosePairs']
 
 # %% ../nbs/06_dataset.ipynb #611655a8
 TINY_RIG = ViewRig((0.0, 90.0, 180.0, 270.0), image_size=64, mirrored=(False, False, True, True))
@@ -51,11 +53,14 @@ class PoseRecipe:
     limit_share: float = 0.0
     tilt_share: float = 0.0
     hard_only: bool = False
+    leaned: bool = False  # the whole scene turned before it is rendered, see `lean`
 
 
 POSE_SETS = {
     "everyday": PoseRecipe("everyday", 1.0),
     "mild": PoseRecipe("everyday", 1.0, limit_share=1.0),
+    "everyday_leaned": PoseRecipe("everyday", 1.0, leaned=True),
+    "mild_leaned": PoseRecipe("everyday", 1.0, limit_share=1.0, leaned=True),
     "pool": PoseRecipe("pool", 1.0, limit_share=0.3, tilt_share=0.5),
     "everyday_test": PoseRecipe("everyday", 0.6),
     "hard_test": PoseRecipe("held_out", 0.4, hard_only=True),
@@ -82,6 +87,20 @@ def person_number(*address: int | str) -> int:
     "The number of the person at an address such as (set, seed, index); people of different sets never meet."
     return int.from_bytes(hashlib.sha256("/".join(str(part) for part in ("person", *address)).encode()).digest()[:6], "little")
 
+# %% ../nbs/06_dataset.ipynb #72a92172
+LARGEST_LEAN = math.pi / 3  # radians, toward the camera or away
+
+
+def lean(poses: Pose, seed: int, start: int = 0) -> Pose:
+    "The same poses (B), each person as a whole turned any way about the vertical, then any way in the picture plane, then by up to 60 degrees toward the camera; pose i by the numbers of `seed` and `start` + i."
+    numbers = torch.stack([torch.rand(3, generator=seeded_generator(seed, start + i, "lean")) for i in range(len(poses))]) if len(poses) else torch.zeros(0, 3)
+    turn, roll, pitch = 2 * math.pi * numbers[:, 0], 2 * math.pi * numbers[:, 1], (2 * numbers[:, 2] - 1) * LARGEST_LEAN
+    axes = torch.eye(3)
+    rotation = axis_angle_to_matrix(pitch[:, None] * axes[0]) @ axis_angle_to_matrix(roll[:, None] * axes[2]) @ axis_angle_to_matrix(turn[:, None] * axes[1])
+    angles = poses.axis_angles.clone()
+    angles[:, 0] = matrix_to_axis_angle(rotation @ axis_angle_to_matrix(angles[:, 0]))
+    return Pose(angles, poses.betas, poses.transl)
+
 # %% ../nbs/06_dataset.ipynb #498009bc
 def _draw(recipe: PoseRecipe, clips: dict[str, Clip], count: int, seed: int, start: int) -> Pose:
     return draw_poses(clips, count, seed, start=start, strength=recipe.strength, limit_share=recipe.limit_share, tilt_share=recipe.tilt_share)
@@ -105,6 +124,8 @@ def draw_set(name: str, count: int, seed: int, body_model: BodyModel, clips: dic
         poses = _draw_hard(recipe, source, start + count, address, body_model)[start : start + count]
     else:
         poses = _draw(recipe, source, count, address, start)
+    if recipe.leaned:
+        poses = lean(poses, address, start)
     return PoseSet(poses, [person_number(name, seed, start + i) for i in range(count)], [name] * count)
 
 

@@ -6,8 +6,8 @@
 __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'Attention', 'fuse_face', 'domain_attention', 'row_attention',
            'MultiViewBlock', 'MultiViewTransformer', 'Stage', 'MiddleStage', 'DownStage', 'UpStage', 'check_config',
            'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet',
-           'lora_targets', 'idle_parameters', 'save_lora', 'lora_settings', 'lora_shapes', 'check_lora', 'load_lora',
-           'adapters_off', 'merged', 'without_adapters', 'HandOver']
+           'some_views', 'lora_targets', 'idle_parameters', 'save_lora', 'lora_settings', 'lora_shapes', 'check_lora',
+           'load_lora', 'adapters_off', 'merged', 'without_adapters', 'HandOver']
 
 # %% ../nbs/07a_multiview_unet.ipynb #fdf6f0a1
 import copy
@@ -279,14 +279,14 @@ def build_stages(config) -> tuple[nn.ModuleList, MiddleStage, nn.ModuleList]:
     return down, middle, up
 
 # %% ../nbs/07a_multiview_unet.ipynb #76830c5d
-def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None) -> None:
+def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None, views: int) -> None:
     "Refuse inputs that this network cannot take."
     rows, channels, height, side = sample.shape if sample.dim() == 4 else (0, 0, 0, 0)
     if channels != config.in_channels or height != side:
         raise ValueError(f"sample must be square with {config.in_channels} channels (rows, channels, h, h), found {tuple(sample.shape)}.")
     domains = NUM_DOMAINS if config.mvcd_attention else 1
-    if rows % (domains * config.num_views):
-        raise ValueError(f"sample has {rows} rows, but rows are domain x person x view: a multiple of {domains} domains x {config.num_views} views is needed.")
+    if rows % (domains * views):
+        raise ValueError(f"sample has {rows} rows, but rows are domain x person x view: a multiple of {domains} domains x {views} views is needed.")
     if text.dim() != 3 or text.shape[0] != rows or text.shape[2] != config.cross_attention_dim:
         raise ValueError(f"encoder_hidden_states must have shape ({rows}, tokens, {config.cross_attention_dim}), found {tuple(text.shape)}.")
     wanted = (rows, config.projection_class_embeddings_input_dim) if config.class_embed_type else None
@@ -322,7 +322,7 @@ class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_labels: Tensor | None = None,    # (D*B*V, P) descriptor of the photo
         return_dict: bool = True,
     ) -> MultiViewOutput | tuple[Tensor]:      # (D*B*V, 4, h, h)
-        check_inputs(self.config, sample, encoder_hidden_states, class_labels)
+        check_inputs(self.config, sample, encoder_hidden_states, class_labels, getattr(self, "_views", self.config.num_views))
         timestep = torch.as_tensor(timestep, device=sample.device)
         if timestep.dim() > 1 or timestep.numel() not in (1, len(sample)):
             raise ValueError(f"timestep must be one number or one for each of the {len(sample)} rows, found shape {tuple(timestep.shape)}.")
@@ -373,6 +373,25 @@ class MultiViewUNet(MultiViewNetwork):
         self.down_blocks, self.mid_block, self.up_blocks = build_stages(self.config)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+# %% ../nbs/07a_multiview_unet.ipynb #8da78ba2
+@contextmanager
+def some_views(unet: nn.Module, views: int) -> Iterator[None]:
+    "Within it the network takes objects of so many views instead of its config's `num_views` (a face view stays the last)."
+    network = getattr(unet, "module", unet)     # distributed training wraps it
+    blocks = [block for block in network.modules() if isinstance(block, MultiViewBlock)]
+    before = getattr(network, "_views", network.config.num_views)
+
+    def show(count: int) -> None:
+        network._views = count
+        for block in blocks:
+            block.num_views = count
+
+    show(views)
+    try:
+        yield
+    finally:
+        show(before)
 
 # %% ../nbs/07a_multiview_unet.ipynb #7940b6ae
 def lora_targets(prompt_tokens: int) -> str:

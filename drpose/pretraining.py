@@ -18,6 +18,7 @@ from .bodies import SKELETON_JOINTS
 from .cameras import ViewRig
 from .dataset import LatentSet
 from .multiview import Condition, MultiViewUNet, predict
+from .multiview_unet import some_views
 from .posescore import SkeletonPredictor
 from .rendering import skeleton_maps
 from .repeatable import seeded_generator
@@ -122,11 +123,14 @@ class BaseConfig(LoopConfig):
     batch_size: int = 16  # objects per step; each brings D x V latents
     snr_gamma: float = 5.0  # Min-SNR weights, capped here; 0 = every timestep weighs 1
     separate_timesteps: bool = False  # one timestep per domain instead of one per object
+    two_views: bool = False  # show two of four views per step, front or back and right or left: half the time per object
+    noisy_share: float = 0.0  # of the objects, whose timestep comes from the noisier half alone, where a picture's layout is decided
     condition_dropout: float = 0.0  # shares of objects whose descriptor, whose latent, and whose both are replaced by zeros, for guidance; PSHuman: 0.05 each
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.snr_gamma >= 0, "snr_gamma", self.snr_gamma, "at least 0 (0 weighs all timesteps alike)")
+        require(0 <= self.noisy_share <= 1, "noisy_share", self.noisy_share, "in [0, 1]")
         require(0 <= self.condition_dropout < 1 / 3, "condition_dropout", self.condition_dropout, "in [0, 1/3): it is used three times")
 
 # %% ../nbs/10b_pretraining.ipynb #ba3e0d00
@@ -137,19 +141,23 @@ class BaseLoss(nn.Module):
         super().__init__()
         self.unet, self.scheduler, self.data, self.prompt_embeds, self.config = unet, scheduler, data, prompt_embeds, config
         self.velocity = scheduler.config.prediction_type == "v_prediction"
+        if config.two_views:
+            require(data.latents.shape[2] == 4 and not unet.config.face_view, "two_views", True, "False unless the model has four views around the body and no face view")
 
-    def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, told: Tensor, shown: Tensor) -> tuple[Tensor, Tensor]:
+    def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, told: Tensor, shown: Tensor, views: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Mean squared error (B, D) of the prediction for B objects, and their signal-to-noise ratio (B, D).
 
-        `timestep` (D, B); `noise` as the latents; `told` and `shown` (B,) are 1 where the descriptor and the photo's latent are given, 0 where they are withheld."""
+        `timestep` (D, B); `noise` as the latents; `told` and `shown` (B,) are 1 where the descriptor and the photo's latent are given, 0 where they are withheld; `views`: the numbers of those that are drawn, None for all."""
         device = self.unet.device
-        clean, noise = self.data.latents[chosen].float().to(device), noise.to(device)
+        drawn = list(range(self.data.latents.shape[2])) if views is None else list(views)
+        clean, noise = self.data.latents[chosen][:, :, drawn].float().to(device), noise[:, :, drawn].to(device)
         alpha = self.scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None].to(device)  # (B, D, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if self.velocity else noise
         photo, descriptor = (part[chosen].float() * given.view(-1, *[1] * (part.dim() - 1)) for part, given in ((self.data.photos, shown), (self.data.descriptors, told)))
-        condition = Condition(photo.to(device), descriptor.to(device), self.prompt_embeds.to(device, torch.float32))
-        predicted = predict(self.unet, noisy, timestep.T.to(device), condition).float()
+        condition = Condition(photo.to(device), descriptor.to(device), self.prompt_embeds[:, drawn].to(device, torch.float32))
+        with some_views(self.unet, len(drawn)):
+            predicted = predict(self.unet, noisy, timestep.T.to(device), condition).float()
         snr = (alpha / (1 - alpha)).flatten(1)
         return (predicted - target).square().mean((2, 3, 4, 5)), snr
 
@@ -159,11 +167,16 @@ class BaseLoss(nn.Module):
         chosen = torch.randint(len(self.data), (config.batch_size,), generator=generator)
         batch, domains = config.batch_size, self.data.latents.shape[1]
         noise = torch.randn((batch, *self.data.latents.shape[1:]), generator=generator)  # on the processor: the same for every device
-        timestep = torch.randint(1000, (domains if config.separate_timesteps else 1, batch), generator=generator).expand(domains, batch)
+        timestep = torch.randint(1000, (domains if config.separate_timesteps else 1, batch), generator=generator)
         lot, share = torch.rand(batch, generator=generator), config.condition_dropout
         told = (lot >= 2 * share).float()  # the first third of the unlucky lose the descriptor alone, the second both …
         shown = ((lot < share) | (lot >= 3 * share)).float()  # … the last the latent alone (PSHuman's rule)
-        error, snr = self.error(chosen, timestep, noise, told, shown)
+        if config.noisy_share:
+            noisier = torch.rand(batch, generator=generator) < config.noisy_share
+            timestep = torch.where(noisier, 500 + timestep // 2, timestep)
+        # Front and back show one outline, right and left the other: one of each holds what all four do.
+        views = [2 * int(torch.randint(2, (), generator=generator)), 1 + 2 * int(torch.randint(2, (), generator=generator))] if config.two_views else None
+        error, snr = self.error(chosen, timestep.expand(domains, batch), noise, told, shown, views)
         weight = snr.clamp(max=config.snr_gamma) / (snr + self.velocity) if config.snr_gamma else torch.ones_like(snr)
         return weight.expand_as(error).mul(error).mean(), {"mse": error.mean()}
 

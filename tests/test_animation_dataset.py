@@ -206,3 +206,18 @@ def test_reframed_latents_have_a_file_of_their_own(tmp_path, body_model):
     assert torch.equal(wide.latents, build_latents(vae, shards, reframe_share=1.0).latents)
     grown = build_latents(vae, shards)
     assert torch.equal(grown.latents, plain.latents)
+
+
+def test_people_are_rendered_in_any_lean():
+    "Pictures and joints turn together; the pose inside the body stays an everyday one."
+    body = load_body()
+    upright, leaned = draw_set("everyday_leaned", 24, 1, body), draw_set("everyday_leaned", 12, 1, body, start=12)
+    assert torch.equal(upright[slice(12, 24)].poses.axis_angles, leaned.poses.axis_angles), "the same people wherever a shard begins"
+    spine = body.joints(upright.poses)
+    up = torch.nn.functional.normalize(spine[:, 12] - spine[:, 0], dim=-1)
+    assert (up[:, 1] < -0.3).any() and (up[:, 1].abs() < 0.3).any() and (up[:, 1] > 0.3).any()
+    assert not torch.equal(upright.poses.axis_angles[:, 1:], draw_set("everyday", 24, 1, body).poses.axis_angles[:, 1:]), "people of their own"
+    (images,) = render_set(upright[slice(0, 4)], body, batch_size=4)
+    for mask, joints in zip(images.masks[:, 0], images.joints, strict=True):
+        rows, columns = ((0.5 - joints[:, 1]) * 64).long().clamp(0, 63), ((0.5 + joints[:, 0]) * 64).long().clamp(0, 63)
+        assert mask[rows, columns].mean() > 0.8, "joints lie on the figure"

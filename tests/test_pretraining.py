@@ -105,3 +105,44 @@ def test_estimates_keep_their_labels_and_repeat():
     once, again = (estimate_latents(unet, default_scheduler(), data, tiny_prompt_embeds(dim=8), seed=3) for _ in range(2))
     assert torch.equal(once.joints, data.joints) and torch.equal(once.latents, again.latents)
     assert not torch.equal(once.latents.float(), data.latents) and once.latents.isfinite().all()
+
+
+def test_a_step_may_show_two_views_at_right_angles(monkeypatch):
+    "One of front and back with one of right and left, each with its own latents and its own text, all pairs equally often."
+    asked = []
+    monkeypatch.setattr("drpose.pretraining.predict", lambda unet, noisy, timestep, condition: asked.append((noisy, condition.prompt_embeds)) or torch.zeros_like(noisy))
+    data, prompts = latents(), tiny_prompt_embeds(dim=8)
+    data.latents = 1e4 * torch.arange(4.0)[:, None, None, None].expand_as(data.latents).clone().half()  # a view's own number drowns the noise
+    module = BaseLoss(tiny_parts.unet(0), default_scheduler(), data, prompts, BaseConfig(batch_size=4, two_views=True))
+    pairs = []
+    for step in range(60):
+        module(step)
+        noisy, told = asked[-1]
+        assert noisy.shape[2] == 2 and told.shape[1] == 2
+        pair = [next(view for view in range(4) if torch.equal(told[:, place], prompts[:, view])) for place in range(2)]
+        shown = noisy.flatten(3).mean(-1)[0, 0]
+        assert (shown.abs() < 100).tolist() == [view == 0 for view in pair], "the text of one view with the latents of another"
+        pairs.append(tuple(pair))
+    assert set(pairs) == {(0, 1), (0, 3), (2, 1), (2, 3)} and max(pairs.count(pair) for pair in set(pairs)) < 30
+
+
+def test_two_views_need_four(monkeypatch):
+    data = latents()
+    data.latents = data.latents[:, :, :3]
+    with pytest.raises(ValueError, match="two_views"):
+        BaseLoss(tiny_parts.unet(0), default_scheduler(), data, tiny_prompt_embeds(dim=8), BaseConfig(two_views=True))
+
+
+@pytest.mark.parametrize(("share", "noisier"), [(0.0, 0.5), (0.5, 0.75), (1.0, 1.0)])
+def test_the_noisier_half_is_drawn_as_often_as_asked(monkeypatch, share, noisier):
+    seen, _ = asked_conditions(monkeypatch, 40, BaseConfig(batch_size=50, snr_gamma=0.0, noisy_share=share))
+    timesteps = torch.cat([timestep[:, 0] for _, timestep in seen])
+    assert (timesteps >= 500).float().mean().item() == pytest.approx(noisier, abs=0.04) and timesteps.max() > 950 and 0 <= timesteps.min()
+
+
+def test_two_views_learn(monkeypatch):
+    "Real gradients through the network with two views, and all four again afterwards."
+    unet = tiny_parts.unet(0)
+    BaseLoss(unet, default_scheduler(), latents(), tiny_prompt_embeds(dim=8), BaseConfig(batch_size=3, two_views=True))(0)[0].backward()
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in unet.named_parameters() if "attn_mv.to_out" in name)
+    BaseLoss(unet, default_scheduler(), latents(), tiny_prompt_embeds(dim=8), BaseConfig(batch_size=3))(0)
