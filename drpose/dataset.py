@@ -9,7 +9,7 @@ import hashlib
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .animation import Animator, RenderAnimator, draw_crowd, load_animator, photograph
 from .bodies import SKELETON_JOINTS, BodyModel, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from .cameras import Framing, ViewRig
 from .clips import Clip, clips_for, draw_poses
-from .files import read_json, write_atomic, write_json
+from .files import read_json, read_picture, read_tensors, write_atomic, write_json
+from .inputs import alone, digest_of, same_inputs
 from .multiview import encode_images, photo_descriptor
 from .repeatable import seeded_generator
 from .selection import farthest_point_sampling, pose_difficulty, pose_features
@@ -219,15 +220,18 @@ def encode_set(vae: AutoencoderKL, images: ImageSet) -> LatentSet:
     return LatentSet(latents.half(), latents[:, 1, 0].half(), photo_descriptor(images.images[:, 1, 0]), images.joints, images.scale)
 
 
-def _shards(name: str, count: int, seed: int, folder: str | Path, rig: ViewRig, shard_size: int) -> list[tuple[int, int, Path]]:
+def _shards(name: str, count: int, seed: int, folder: str | Path, rig: ViewRig, shard_size: int, made_from: str) -> list[tuple[int, int, Path]]:
     "Start, length and path of each shard."
-    starts = range(0, count, shard_size)
-    return [(start, min(shard_size, count - start), Path(folder) / f"{name}-{seed}-{rig.image_size}px-{start:06d}-{min(shard_size, count - start):04d}.safetensors") for start in starts]
+    lengths = {start: min(shard_size, count - start) for start in range(0, count, shard_size)}
+    return [(start, length, Path(folder) / f"{name}-{seed}-{rig.image_size}px-{start:06d}-{length:04d}-{made_from}.safetensors") for start, length in lengths.items()]
 
 
 def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder: str | Path, rig: ViewRig = TINY_RIG, shard_size: int = 512) -> list[Path]:
-    "Shards of the first `count` rendered objects of a pose set: 8-bit `images` (N, D, V, 3, H, W), `joints` and `scale`; existing shards are kept."
-    shards = _shards(name, count, seed, folder, rig, shard_size)
+    """Shards of the first `count` rendered objects of a pose set: 8-bit `images` (N, D, V, 3, H, W), `joints` and `scale`.
+
+    Existing shards are kept; their names tell the body, clips, recipe and rig that they were made from."""
+    recipe = POSE_SETS[name]
+    shards = _shards(name, count, seed, folder, rig, shard_size, digest_of(body_model, clips_for(recipe.clips), recipe, rig)[:8])
     for start, length, path in shards:
         if not path.exists():
             parts = list(render_set(draw_set(name, length, seed, body_model, start=start), body_model, rig))
@@ -239,19 +243,14 @@ def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder
 def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16, reframe_share: float = 0.0) -> LatentSet:
     """Encode image shards made by `build_images`, `reframe_share` of the objects in a wider frame (`reframe`).
 
-    The result is kept beside the first shard, under a name that changes with the autoencoder's weights, the shards and the share."""
-    digest = hashlib.sha256("/".join(path.name for path in shards).encode())
-    for tensor in vae.state_dict().values():
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    digest.update(str(vae.config.scaling_factor).encode())
-    if reframe_share:
-        digest.update(f"reframed {reframe_share} {SMALLEST_FRAME}".encode())
-    kept = shards[0].parent / f"latents-{digest.hexdigest()[:12]}.safetensors"
+    The result is kept beside the first shard, under a name that changes with the autoencoder's weights, the content of the shards and the share."""
+    made_from = digest_of(list(shards), vae, float(vae.config.scaling_factor), reframe_share, SMALLEST_FRAME)
+    kept, names = shards[0].parent / f"latents-{made_from}.safetensors", [field.name for field in fields(LatentSet)]
     if kept.exists():
-        return LatentSet(**load_file(kept))
+        return LatentSet(**{name: tensor for name, tensor in read_tensors(kept, "kept latents; delete it to have them made again", names).items() if name in names})
     parts, generator = [], torch.Generator().manual_seed(0)
     for path in shards:
-        stored = load_file(path)
+        stored = read_tensors(path, "a shard of rendered people; delete it to have it made again", ("images", "joints", "scale"))
         for start in range(0, len(stored["scale"]), batch_size):
             chosen = slice(start, start + batch_size)
             images = stored["images"][chosen].float() / 255
@@ -303,25 +302,38 @@ def _png(image: Tensor) -> bytes:
 
 
 def _pixels(content: bytes, source: str) -> Tensor:
-    try:
-        picture = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
-    except (OSError, SyntaxError, ValueError):
-        raise ValueError(f"{source}: its picture cannot be read, needed a whole PNG; build the folder again") from None
-    return torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    picture = read_picture(source, "a whole PNG; build the folder again", ("PNG",), content=content)
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def _check_columns(path: Path, table: pa.Table) -> None:
+    "ValueError naming the shard `path` and the column unless every number is finite and can be a person's: radians, metres, a frame of some size."
+    bounds = {"axis_angles": (4 * math.pi, "radians (these look like degrees)"), "betas": (100, "standard deviations"), "transl": (1e4, "metres (these look like millimetres)"), "frame_center": (1e4, "metres"), "frame_scale": (1e4, "frames per metre")}
+    for name, (most, unit) in bounds.items():
+        column = table[name].combine_chunks()
+        values = np.asarray((column.flatten() if isinstance(column, pa.FixedSizeListArray) else column).to_numpy(zero_copy_only=False), dtype=np.float32)
+        if not np.isfinite(values).all() or len(values) and np.abs(values).max() > most or name == "frame_scale" and not (values > 0).all():
+            raise ValueError(f"{path}: column {name!r} holds numbers that are not finite, above {most:.4g}{' or not positive' if name == 'frame_scale' else ''}, needed {unit}")
 
 
 def build_dataset(plan: Plan, folder: str | Path, animator: Animator | None = None, shard_size: int = 512) -> Path:
-    "Animate the plan into Parquet shards under `folder`; shards that exist are kept, a folder built from another plan is refused (ValueError)."
+    """Animate the plan into Parquet shards under `folder`; shards that exist are kept.
+
+    ValueError if the folder was begun from another plan or by another animator, in settings or content, or while another process builds in it. The card is written first, so that a killed build can only go on as it began."""
     folder, animator = Path(folder), animator or load_animator("render")
     card = {"pairs": len(plan.drawn), "shard_size": shard_size, "plan": plan.settings}
-    if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
-        raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another folder or delete it")
-    for start in range(0, len(plan.drawn), shard_size):
-        path = folder / f"pairs-{start:06d}.parquet"
-        if not path.exists():
-            table = _build_shard(plan.drawn[start : start + shard_size], animator)
-            write_atomic(path, partial(pq.write_table, table))
-    write_json(folder / "dataset.json", card)
+    with alone(folder, "builds pairs"):
+        if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
+            raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another folder or delete it")
+        if not (folder / "inputs.json").exists() and any(folder.glob("pairs-*.parquet")):
+            raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what they were made from; choose another folder or delete it")
+        drawn = plan.drawn
+        same_inputs(folder / "inputs.json", {"poses": drawn.poses, "people": [drawn.people, drawn.sets], "animator": [type(animator).__name__, animator if is_dataclass(animator) else None]}, "this folder of pairs")
+        write_json(folder / "dataset.json", card)
+        for start in range(0, len(drawn), shard_size):
+            path = folder / f"pairs-{start:06d}.parquet"
+            if not path.exists():
+                write_atomic(path, partial(pq.write_table, _build_shard(drawn[start : start + shard_size], animator)))
     return folder
 
 # %% ../nbs/06_dataset.ipynb #be717d05
@@ -347,9 +359,7 @@ class PosePairs(torch.utils.data.Dataset):
     def __init__(self, folder: str | Path):
         "Open `folder`; a missing, empty or damaged one raises one sentence."
         self.folder = Path(folder)
-        self.card = read_json(self.folder / "dataset.json")
-        if not isinstance(self.card, dict):
-            raise ValueError(f"{self.folder / 'dataset.json'}: holds a {type(self.card).__name__}, needed the card that build_dataset wrote")
+        self.card = read_json(self.folder / "dataset.json", "the card that build_dataset wrote", kind=dict)
         paths = sorted(self.folder.glob("pairs-*.parquet"))
         tables = []
         for path in paths:
@@ -357,6 +367,7 @@ class PosePairs(torch.utils.data.Dataset):
                 tables.append(pq.read_table(path, schema=_SCHEMA))
             except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
                 raise ValueError(f"{path}: not a shard of image-pose pairs ({str(error).splitlines()[0]})") from None
+            _check_columns(path, tables[-1])
         self.table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
         if len(self.table) != self.card.get("pairs"):
             raise ValueError(f"{self.folder}: dataset.json promises {self.card.get('pairs')} pairs, the {len(paths)} shards hold {len(self.table)}; build it again")

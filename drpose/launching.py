@@ -57,6 +57,7 @@ class PostTrainSources:
     models: str = ""
     guard_scans: str = ""
     guard_pairs: str = ""
+    start_from: str = ""  # folder of an adapter to go on from
 
     def absolute(self) -> PostTrainSources:
         "The same for a process that was started elsewhere."
@@ -105,7 +106,7 @@ def load_sources(config: PostTrainConfig, sources: PostTrainSources, device: str
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)  # the same noise levels; steps that can be trained
     data = condition_pairs(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)), outlines=rig if outlines else None)
     parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, figure=figure)
-    return parts | {"guard": guard_of(config, sources, pipeline, rig, figure)}
+    return parts | {"guard": guard_of(config, sources, pipeline, rig, figure), "start_from": sources.start_from or None}
 
 # %% ../nbs/10e_launching.ipynb #76e0aa6c
 JOB, RESULT = "job.json", "result.json"

@@ -72,6 +72,10 @@ class AutoencoderLoss(nn.Module):
         for part in (vae.encoder, vae.quant_conv):
             part.requires_grad_(config.train_encoder)
 
+    def sources(self) -> dict:
+        "What training depends on beside its settings."
+        return {"autoencoder": self.vae, "pictures": self.images}
+
     def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
         generator, device = seeded_generator(self.config.seed, step, "autoencoder", *share.address), self.vae.device
@@ -161,6 +165,10 @@ class BaseLoss(nn.Module):
         snr = (alpha / (1 - alpha)).flatten(1)
         return (predicted - target).square().mean((2, 3, 4, 5)), snr
 
+    def sources(self) -> dict:
+        "What training depends on beside its settings."
+        return {"network": self.unet, "objects": self.data, "prompts": self.prompt_embeds}
+
     def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
         config, generator = self.config, seeded_generator(self.config.seed, step, "base", *share.address)
@@ -249,6 +257,10 @@ class PredictorLoss(nn.Module):
             also = torch.randint(len(self.estimates), (estimated,), generator=generator)
             latents, joints = torch.cat([latents, self.estimates.latents[also][:, :, :views].float()]), torch.cat([joints, self.estimates.joints[also]])
         return latents, joints
+
+    def sources(self) -> dict:
+        "What training depends on beside its settings."
+        return {"skeleton predictor": self.predictor, "objects": self.data, "estimated people": None if self.estimates is None else self.estimates.joints}
 
     def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."

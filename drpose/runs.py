@@ -13,11 +13,10 @@ import json
 import math
 import os
 import platform
-import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .files import read_json, write_atomic, write_json
+from .files import read_json, read_lines, write_atomic, write_json
+from .inputs import alone, same_inputs
 
 # %% auto #0
 __all__ = ['TRACKERS', 'WHOLE', 'require', 'config_from', 'notebook_parameters', 'split_settings', 'environment', 'RunDirectory',
@@ -87,11 +87,14 @@ def split_settings(values: dict[str, Any], *classes: type, source: str = "notebo
 def environment() -> dict[str, Any]:
     "What a reader needs to repeat a run: versions, processor, threads, and the git commit if there is one."
     packages = ("torch", "diffusers", "transformers", "accelerate", "peft", "smplx", "numpy")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent if "__file__" in globals() else None)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent if "__file__" in globals() else None).stdout.strip()
+    except OSError:  # there is no git on this machine
+        commit = ""
     return {
         "python": platform.python_version(), "machine": platform.machine(), "cpu_count": os.cpu_count(), "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "git_commit": commit.stdout.strip() or None, **{name: importlib.metadata.version(name) for name in packages},
+        "git_commit": commit or None, **{name: importlib.metadata.version(name) for name in packages},
     }
 
 # %% ../nbs/10a_runs.ipynb #d4a2618a
@@ -108,13 +111,11 @@ class _RunFiles:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
     def metrics(self) -> list[dict[str, float]]:
-        "All logged lines, oldest first; a torn last line (killed while writing) is dropped."
-        lines = []
-        for line in self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
+        "All logged lines, oldest first; a torn last line (killed while writing) is dropped. ValueError naming a line that is damaged otherwise: nothing behind it is given up."
+        lines = read_lines(self.metrics_path, "the metrics of a run") if self.metrics_path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            if not isinstance(line.get("step"), int):
+                raise ValueError(f"{self.metrics_path}: line {number} has step {line.get('step')!r}, needed a whole number; mend or delete that line")
         return lines
 
     def save(self, step: int, state: dict[str, Any]) -> None:
@@ -122,32 +123,69 @@ class _RunFiles:
         write_atomic(self.checkpoint_path, lambda temporary: torch.save({"step": step, **state}, temporary))
 
     def state(self) -> dict[str, Any] | None:
-        "The newest checkpoint or None."
-        return torch.load(self.checkpoint_path, map_location="cpu", weights_only=True) if self.checkpoint_path.exists() else None
+        "The newest checkpoint or None. ValueError naming the file if it is damaged."
+        if not self.checkpoint_path.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint_path, map_location="cpu", weights_only=True)
+            whole = isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0
+        except Exception:  # cut short, or anything else: what torch says of it would advise to load it unsafely
+            whole = False
+        if not whole:
+            raise ValueError(f"{self.checkpoint_path}: is cut short or no checkpoint of a run; delete it to begin again")
+        return state
 
 # %% ../nbs/10a_runs.ipynb #70b4b21d
 class RunDirectory(_RunFiles):
     "The folder of one run: settings, environment, metrics and the newest checkpoint."
 
     FREE = ("minutes", "log_every", "checkpoint_every", "tracker")  # may differ between the sittings of one run: they do not change what is learned
+    LENGTH = ("steps", "decay_steps")  # may differ as long as the steps taken so far would have been the same
 
-    def __init__(self, path: str | Path, config: Any):
-        "Open or create `path` for the dataclass `config`; raises ValueError if the folder holds a run with other settings."
+    def __init__(self, path: str | Path, config: Any, inputs: Mapping[str, Any] | None = None):
+        """Open or create `path` for the dataclass `config`; raises ValueError if the folder holds a run with other settings.
+
+        `inputs`: what shapes the run beside its settings and what its loss names itself (see `check`), by words, as `inputs.digest_of` takes it."""
         super().__init__(path)
+        self.config, self.inputs = config, dict(inputs or {})
         settings = {name: value for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items() if name not in self.FREE}
-        if self.config_path.exists():
-            found = {name: value for name, value in read_json(self.config_path).items() if name not in self.FREE}
-            changed = sorted(name for name in settings.keys() | found.keys() if settings.get(name) != found.get(name))
-            if changed:
-                raise ValueError(f"{self.config_path}: this folder holds a run with {changed[0]} = {found.get(changed[0])!r}, not {settings.get(changed[0])!r}; choose another folder or delete it")
-        else:
-            write_json(self.config_path, settings)
+        if not self.config_path.exists():
             write_json(self.path / "environment.json", environment())
+            write_json(self.config_path, settings)
+            return
+        found = {name: value for name, value in read_json(self.config_path, "the settings of a run", kind=dict).items() if name not in self.FREE}
+        changed = sorted(name for name in settings.keys() | found.keys() if settings.get(name) != found.get(name))
+        other = [name for name in changed if name not in self.LENGTH]
+        if other:
+            raise ValueError(f"{self.config_path}: this folder holds a run with {other[0]} = {found.get(other[0])!r}, not {settings.get(other[0])!r}; choose another folder or delete it")
+        if changed:
+            self._check_length(found, changed[0])
+            write_json(self.config_path, settings)
+
+    def _check_length(self, found: dict, name: str) -> None:
+        "ValueError unless the steps taken under the settings `found` are those that this run would have taken."
+        state = self.state()
+        try:
+            before = dataclasses.replace(self.config, **{name: found[name] for name in self.LENGTH if name in found})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.config_path}: holds settings that cannot be ({error}); choose another folder or delete it") from None
+        taken = 0 if state is None else state["step"]
+        if taken > self.config.steps:
+            raise ValueError(f"{self.config_path}: this run has taken {taken} steps already, more than steps = {self.config.steps}; choose another folder or at least {taken}")
+        if any(learning_rate_at(step, before) != learning_rate_at(step, self.config) for step in range(taken)):
+            raise ValueError(
+                f"{self.config_path}: this run has taken {taken} steps with {name} = {found.get(name)!r}, and its learning rate has fallen already; with {getattr(self.config, name)!r} they would have been other steps; "
+                "choose another folder, and start there from what this one learnt")
+
+    def check(self, sources: Mapping[str, Any]) -> None:
+        "ValueError if the run was begun with other inputs than its own `inputs` and `sources`, compared by content."
+        noted = self.path / "inputs.json"
+        if self.checkpoint_path.exists() and not noted.exists():
+            raise ValueError(f"{noted}: missing beside the checkpoint of a run, so that nobody knows what it was made from; choose another folder or delete it")
+        same_inputs(noted, self.inputs | dict(sources), "this run")
 
     def resume(self) -> dict[str, Any] | None:
-        "The newest checkpoint or None. Metrics logged after it are cut off, as those steps will be taken again, and what a killed process was writing is swept away."
-        for half_written in self.path.rglob(".*.partial"):
-            shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink()
+        "The newest checkpoint or None. Metrics logged after it are cut off, as those steps will be taken again."
         state = self.state()
         kept = [line for line in self.metrics() if state is not None and line["step"] <= state["step"]]
         write_atomic(self.metrics_path, lambda temporary: temporary.write_text("".join(json.dumps(line) + "\n" for line in kept)))
@@ -293,16 +331,42 @@ def _save(sitting: _Sitting, seconds: float) -> None:
     everybodys = [sitting.accelerator.gather(tensor[None]) for tensor in sitting.carried]  # (processes, ...) each
     if sitting.accelerator.is_main_process:
         average = None if sitting.ema is None else {"shadow": list(sitting.ema.shadow_params), "steps": sitting.ema.optimization_step}
-        state = {"parameters": [p.detach() for p in sitting.parameters], "carried": everybodys, "optimizer": sitting.optimizer.state_dict(), "ema": average}
+        state = {"parameters": [p.detach() for p in sitting.parameters], "processes": sitting.accelerator.num_processes, "carried": everybodys, "optimizer": sitting.optimizer.state_dict(), "ema": average}
         sitting.run.save(sitting.done, state | {"skipped": sitting.skipped, "seconds": seconds, "ended": sitting.ended})
+
+
+def _check_state(sitting: _Sitting, state: dict[str, Any]) -> None:
+    "ValueError, naming the file, unless every tensor of a checkpoint has the place and shape that this model gives it: an optimiser takes moments of any shape and writes beyond them."
+    path, parameters = sitting.run.checkpoint_path, sitting.parameters
+    wanted = [tuple(p.shape) for p in parameters]
+
+    def shapes(tensors: Any) -> list | None:
+        return [tuple(one.shape) for one in tensors] if isinstance(tensors, list) and all(isinstance(one, Tensor) for one in tensors) else None
+
+    if shapes(state.get("parameters")) != wanted:
+        found = shapes(state.get("parameters"))
+        raise ValueError(f"{path}: the checkpoint holds {'no' if found is None else len(found)} tensors that do not match this model's {len(parameters)} trainable parameters; choose another folder or delete it")
+    if state.get("processes") != sitting.accelerator.num_processes:
+        raise ValueError(f"{path}: was written by {state.get('processes')} processes, which share the draws of a batch among them, and this run has {sitting.accelerator.num_processes}; go on with as many, or choose another folder")
+    try:
+        optimizer, average = state["optimizer"], state["ema"]
+        moments = [[tuple(one[name].shape) for one in (optimizer["state"][i] for i in range(len(parameters)) if i in optimizer["state"])] for name in ("exp_avg", "exp_avg_sq")]
+        kept = [wanted[i] for i in range(len(parameters)) if i in optimizer["state"]]
+        groups = [group["params"] for group in optimizer["param_groups"]] == [list(range(len(parameters)))] and set(optimizer["state"]) <= set(range(len(parameters)))
+        counts = all(isinstance(state[name], int) and state[name] >= 0 for name in ("step", "skipped")) and isinstance(state["seconds"], float | int)
+        whole = groups and counts and moments == [kept, kept] and (average is None) == (sitting.ema is None)
+        whole = whole and (average is None or (shapes(average["shadow"]) == wanted and isinstance(average["steps"], int)))
+        whole = whole and shapes(state["carried"]) == [(sitting.accelerator.num_processes, *tensor.shape) for tensor in sitting.carried]
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: is a damaged checkpoint, some of its tensors do not have the shape of this model's; delete it to begin again")
 
 
 def _restore(sitting: _Sitting, state: dict[str, Any]) -> None:
     "Go on where the checkpoint was written. ValueError if it was written for another model."
     parameters, rank = sitting.parameters, sitting.accelerator.process_index
-    shapes = [tuple(p.shape) for p in state["parameters"]]
-    if shapes != [tuple(p.shape) for p in parameters]:
-        raise ValueError(f"the checkpoint holds {len(shapes)} tensors that do not match this model's {len(parameters)} trainable parameters")
+    _check_state(sitting, state)
     with torch.no_grad():
         for tensor, saved in zip([*parameters, *sitting.carried], [*state["parameters"], *(each[rank] for each in state["carried"])], strict=True):
             tensor.copy_(saved)
@@ -316,6 +380,7 @@ def _restore(sitting: _Sitting, state: dict[str, Any]) -> None:
 def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator) -> _Sitting:
     "Wrap the loss, make its optimiser and average, and take up the newest checkpoint if there is one."
     parameters = [p for p in loss_module.parameters() if p.requires_grad]
+    sources = loss_module.sources() if hasattr(loss_module, "sources") else {}
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)  # its successor would still hand out the first process's buffers at the start
@@ -323,7 +388,9 @@ def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: 
     carried = list(accelerator.unwrap_model(loss_module).buffers(recurse=False))  # after prepare, which may have moved them
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
     sitting = _Sitting(run, config, name, accelerator, loss_module, parameters, optimizer, ema, carried)
-    with accelerator.main_process_first():  # the first process cuts the metrics back
+    with accelerator.main_process_first():  # the first process compares the inputs and cuts the metrics back
+        if accelerator.is_main_process:
+            run.check(sources)
         state = run.resume() if accelerator.is_main_process else run.state()
     if state is not None:
         _restore(sitting, state)
@@ -416,8 +483,16 @@ def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name
 
     `loss_module(step)` returns `(loss, {name: tensor or float to log})`; it must draw its randomness from generators addressed by the step. Where a batch is made in parts it is
     called as `loss_module(step, share)`, see `Share`. What else it carries from step to step must be in buffers of its own (not of its parts): they are kept in the checkpoint.
-    `on_step(done)` is called after each step in every process; `watch` may end the run early, as finished."""
-    sitting = _begin(run, loss_module, config, name, accelerator or new_accelerator(config, run.path))
+    `on_step(done)` is called after each step in every process; `watch` may end the run early, as finished. If the module has a method `sources()`, it names by words what training
+    depends on (networks, data); a run that was begun with others is refused, and so is a second process in its folder (ValueError)."""
+    accelerator = accelerator or new_accelerator(config, run.path)
+    with alone(run.path, "trains") if accelerator.is_main_process else nullcontext():
+        return _optimise(run, loss_module, config, name, accelerator, on_step, watch)
+
+
+def _optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator, on_step: Callable[[int], None] | None, watch: Watch | None) -> LoopResult:
+    "`optimise`, alone in the folder."
+    sitting = _begin(run, loss_module, config, name, accelerator)
     accelerator, first = sitting.accelerator, sitting.done
     if accelerator.is_main_process and watch is not None:
         watch.begin(first)

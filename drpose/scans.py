@@ -5,9 +5,7 @@
 # %% ../nbs/06a_scans.ipynb #d079175b
 from __future__ import annotations
 
-import hashlib
 import math
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -16,67 +14,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import trimesh
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import ViewRig, frame_by_diagonal, view_axes
 from .dataset import LatentSet
-from .files import npz_fields, read_json, read_npz, write_atomic, write_json
+from .files import npz_fields, read_json, read_npz, read_picture, read_tensors, write_atomic, write_json
+from .inputs import alone, digest_of, same_inputs
+from .mesh_files import Scan, mesh_parts, read_scan, sampled_colors
 from .motion import FARTHEST, read_array_pickle
 from .multiview import MultiViewPipeline, encode_images, pixels_per_cell, unmirror
-from .rendering import check_mesh, find_hits, interpolate, paint, pool_hits, vertex_normals
+from .rendering import find_hits, interpolate, paint, pool_hits, vertex_normals
 from .repeatable import seeded_generator
 
 # %% auto #0
-__all__ = ['RENDER_AZIMUTHS', 'FIT_FORMATS', 'POSE_FILE', 'INSIDE', 'BACKGROUNDS', 'Scan', 'read_scan', 'ScanFit', 'read_fit',
-           'render_scan', 'scan_names', 'find_fit', 'render_scans', 'ScanPictures', 'read_scan_pose',
-           'read_scan_pictures', 'ScanExample', 'normals_seen_from', 'scan_example', 'encode_scan', 'encode_scans']
+__all__ = ['RENDER_AZIMUTHS', 'FIT_FORMATS', 'POSE_FILE', 'INSIDE', 'BACKGROUNDS', 'ScanFit', 'read_fit', 'render_scan',
+           'scan_names', 'find_fit', 'render_scans', 'ScanPictures', 'read_scan_pose', 'read_scan_pictures',
+           'ScanExample', 'normals_seen_from', 'scan_example', 'encode_scan', 'encode_scans']
 
 # %% ../nbs/06a_scans.ipynb #19411c64
 RENDER_AZIMUTHS = tuple(45.0 * number for number in range(8))   # degrees; picture 000 looks at the face
-
-
-@dataclass
-class Scan:
-    "A coloured mesh, y up, facing +z. Colours are per vertex, or `texture` at `uv` (0, 0 is its bottom left)."
-
-    vertices: Tensor  # (N, 3) in any unit
-    faces: Tensor  # (F, 3) int64, counter-clockwise seen from outside
-    colors: Tensor | None = None  # (N, 3) in [0, 1]
-    uv: Tensor | None = None  # (N, 2)
-    texture: Tensor | None = None  # (3, H, W) in [0, 1]
-
-
-def read_scan(path: str | Path) -> Scan:
-    "A mesh file (OBJ, PLY, glTF, …) with its texture or vertex colours, light grey without either. FileNotFoundError or ValueError naming the file."
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file, needed a mesh")
-    try:
-        mesh = trimesh.load(path, force="mesh", process=False)
-    except Exception as error:  # each reader fails in its own way; each means the same
-        raise ValueError(f"{path}: cannot be read as a mesh ({' '.join(str(error).split())[:100]})") from None
-    if not isinstance(mesh, trimesh.Trimesh) or len(mesh.faces) == 0:
-        raise ValueError(f"{path}: holds no triangles, needed a mesh")
-    scan = Scan(torch.tensor(np.array(mesh.vertices), dtype=torch.float32), torch.tensor(np.array(mesh.faces), dtype=torch.int64))
-    try:
-        check_mesh(scan.vertices[None], scan.faces)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    picture, uv = _texture(mesh), getattr(mesh.visual, "uv", None)
-    if picture is not None and uv is not None:
-        scan.texture, scan.uv = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255, torch.tensor(np.array(uv), dtype=torch.float32)
-    else:
-        colored = mesh.visual if mesh.visual.kind in ("vertex", "face") else None
-        scan.colors = torch.full_like(scan.vertices, 0.8) if colored is None else torch.tensor(np.array(colored.vertex_colors)[:, :3] / 255, dtype=torch.float32)
-    return scan
-
-
-def _texture(mesh: trimesh.Trimesh) -> Image.Image | None:
-    material = getattr(mesh.visual, "material", None)
-    return getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
 
 # %% ../nbs/06a_scans.ipynb #91459be9
 FIT_FORMATS = (".json", ".npz", ".pkl", ".pickle")
@@ -175,14 +134,6 @@ def _smooth_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     return vertex_normals(places[None], which[faces])[:, which]
 
 
-def _sampled_colors(scan: Scan, values: Tensor) -> Tensor:
-    "(K, 3): colours of K samples from their interpolated colours (K, 3) or texture positions (K, 2)."
-    if scan.texture is None:
-        return values
-    grid = torch.stack([values[:, 0] % 1 * 2 - 1, 1 - values[:, 1] % 1 * 2], -1)     # texture rows run down
-    return F.grid_sample(scan.texture[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
-
-
 def render_scan(
     scan: Scan,
     size: int = 768,            # pixels along each side
@@ -190,13 +141,13 @@ def render_scan(
 ) -> tuple[Tensor, Tensor]:     # (8, 4, size, size) colours with alpha, (8, 3, size, size) unit normals; in uncovered pixels 0
     "A scan from `RENDER_AZIMUTHS`; normals are in the world's frame (x right, y up, z toward the viewer of picture 000)."
     vertices = frame_by_diagonal(scan.vertices[None]).apply(scan.vertices[None])
-    values = torch.cat([_smooth_normals(scan.vertices, scan.faces), (scan.colors if scan.texture is None else scan.uv)[None]], -1)
+    values = torch.cat([_smooth_normals(scan.vertices, scan.faces), scan.colors[None], *([] if scan.uv is None else [scan.uv[None]])], -1)
     colors, normals = [], []
     for azimuth in RENDER_AZIMUTHS:
         rig = ViewRig((azimuth,), 0.5, size * supersample)
         hits = find_hits(vertices, scan.faces, rig)
         seen = interpolate(hits, scan.faces, values, rig.image_size**2)
-        seen = torch.cat([F.normalize(seen[:, :3], dim=-1), _sampled_colors(scan, seen[:, 3:])], -1)
+        seen = torch.cat([F.normalize(seen[:, :3], dim=-1), sampled_colors(scan, hits.face, seen[:, 3:6], seen[:, 6:])], -1)
         position, means, coverage = pool_hits(hits.position, seen, size**2, rig.image_size, supersample)
         whole = {"coverage": torch.ones_like(coverage), "position": position, "background": 0.0, "pictures": 1, "size": size}
         colors.append(paint(torch.cat([means[:, 3:].clamp(0, 1), coverage[:, None]], 1), **whole)[0])
@@ -217,6 +168,9 @@ def scan_names(meshes: Sequence[Path]) -> list[str]:
     names = [path.stem for path in meshes]
     if len(set(names)) < len(names):
         names = [path.resolve().parent.name for path in meshes]
+    hidden = next((path for path, name in zip(meshes, names, strict=True) if name.startswith(".")), None)
+    if hidden is not None:
+        raise ValueError(f"{hidden}: its name begins with a dot, but it names a folder; rename it")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two meshes are called {twice!r}, but each names a folder of its own; rename one")
@@ -250,29 +204,42 @@ def _place_joints(scan: Scan, fit_path: Path, body_model: BodyModel) -> dict:
 
 
 def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 768, supersample: int = 2, fits: str | Path | None = None, body_model: BodyModel | None = None) -> list[Path]:
-    """Render mesh files into `folder`, one folder each (`scan_names`); finished ones are kept, and given their joints if only those are missing.
+    """Render mesh files into `folder`, one folder each (`scan_names`); finished ones are kept, and given their joints if those are missing or belong to another fit.
 
-    `fits`: folder of SMPL-X fits (`find_fit`), for which `body_model` is needed. ValueError for two meshes of one name, FileNotFoundError for a scan without a fit, before anything is rendered."""
+    `fits`: folder of SMPL-X fits (`find_fit`), for which `body_model` is needed. ValueError for two meshes of one name, FileNotFoundError for a scan without a fit, before anything is rendered;
+    ValueError for a folder that was rendered from another mesh, texture or size, or while another process renders there."""
     paths = [Path(mesh) for mesh in meshes]
     names = scan_names(paths)
     if fits is not None and body_model is None:
         raise ValueError("render_scans needs a body model to place the joints of fits")
     found = [None if fits is None else find_fit(fits, name) for name in names]
-    for path, name, fit in zip(paths, names, found, strict=True):
-        place, making = Path(folder) / name, Path(folder) / f".{name}.part"
-        if place.exists() and (fit is None or (place / POSE_FILE).exists()):
-            continue
-        scan = read_scan(path)
-        pose = None if fit is None else _place_joints(scan, fit, body_model)
-        if not place.exists():
-            shutil.rmtree(making, ignore_errors=True)
-            for number, (color, normal) in enumerate(zip(*render_scan(scan, size, supersample), strict=True)):
-                _save(color, making / "image" / f"{number:03d}.png")
-                _save(normal[[2, 0, 1]] / 2 + 0.5, making / "normal" / f"{number:03d}.png")
-            making.rename(place)
-        if pose is not None:
-            write_json(place / POSE_FILE, pose)
+    with alone(folder, "renders scans"):
+        for path, name, fit in zip(paths, names, found, strict=True):
+            _render_into(Path(folder) / name, path, size, supersample, fit, body_model)
     return [Path(folder) / name for name in names]
+
+
+def _render_into(place: Path, path: Path, size: int, supersample: int, fit: Path | None, body_model: BodyModel | None) -> None:
+    "`render_scans` for one mesh: pictures, what they were made from, and joints."
+    sources = {"mesh or textures": mesh_parts(path), "size": [size, supersample]}
+    if place.exists():
+        if not (place / "inputs.json").exists():
+            raise ValueError(f"{place / 'inputs.json'}: missing beside rendered pictures, so that nobody knows what they were made from; choose another folder or delete it")
+        same_inputs(place / "inputs.json", sources, "this scan")
+    made_from = None if fit is None else digest_of(fit, body_model, sources)
+    if place.exists() and (fit is None or (place / POSE_FILE).exists() and read_json(place / POSE_FILE, "the pose of a scan", kind=dict).get("made_from") == made_from):
+        return
+    scan = read_scan(path)
+    pose = None if fit is None else _place_joints(scan, fit, body_model)
+    if not place.exists():
+        making = place.parent / f".{place.name}.partial"
+        for number, (color, normal) in enumerate(zip(*render_scan(scan, size, supersample), strict=True)):
+            _save(color, making / "image" / f"{number:03d}.png")
+            _save(normal[[2, 0, 1]] / 2 + 0.5, making / "normal" / f"{number:03d}.png")
+        same_inputs(making / "inputs.json", sources, "this scan")
+        making.rename(place)
+    if pose is not None:
+        write_json(place / POSE_FILE, pose | {"made_from": made_from})
 
 # %% ../nbs/06a_scans.ipynb #97b07d16
 @dataclass
@@ -292,15 +259,10 @@ def _read_eight(folder: Path, kind: str, size: int, alpha: bool) -> Tensor:
     pictures = []
     for number in range(len(RENDER_AZIMUTHS)):
         path = folder / kind / f"{number:03d}.png"
-        try:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGBA" if alpha else "RGB")
-                if alpha and not opened.has_transparency_data:
-                    raise ValueError(f"{path}: has no alpha, needed to know where the person is")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such picture, needed 000.png to {len(RENDER_AZIMUTHS) - 1:03d}.png, one every 45 degrees") from None
-        except OSError:
-            raise ValueError(f"{path}: is no picture that Pillow can read") from None
+        opened = read_picture(path, f"a PNG; 000.png to {len(RENDER_AZIMUTHS) - 1:03d}.png are one every 45 degrees", ("PNG",))
+        picture = opened.convert("RGBA" if alpha else "RGB")
+        if alpha and not opened.has_transparency_data:
+            raise ValueError(f"{path}: has no alpha, needed to know where the person is")
         if picture.width != picture.height or picture.width < size:
             raise ValueError(f"{path}: is {picture.width} x {picture.height} pixels, needed a square of at least {size}")
         picture = picture if picture.width == size else picture.resize((size, size), Image.Resampling.LANCZOS)
@@ -389,17 +351,13 @@ def scan_example(
 # %% ../nbs/06a_scans.ipynb #00a762ab
 def _mark(pipeline: MultiViewPipeline, size: int) -> str:
     "Sixteen digits that change with the networks that make latents and labels, and with the views."
-    digest = hashlib.sha256(f"{size} {pipeline.config.azimuths} {pipeline.config.mirrored} {pipeline.vae.config.scaling_factor} {dict(pipeline.unet.config)['in_channels']}".encode())
-    for part in (pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder])):
-        for tensor in part.state_dict().values():
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    config = pipeline.config
+    return digest_of(size, config.azimuths, config.mirrored, pipeline.unet.config.in_channels, float(pipeline.vae.config.scaling_factor), pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder]))
 
 
 def _state_of(folder: Path) -> str:
-    "Eight digits that change with the files of a scan."
-    files = sorted(folder.rglob("*.png")) + sorted(folder.glob(POSE_FILE))
-    return hashlib.sha256(str([(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]).encode()).hexdigest()[:8]
+    "Sixteen digits that change with the content of a scan's pictures and pose."
+    return digest_of({str(file.relative_to(folder)): file for file in [*folder.rglob("*.png"), *folder.glob(POSE_FILE)]})
 
 # %% ../nbs/06a_scans.ipynb #efacaf91
 @torch.no_grad()
@@ -426,11 +384,12 @@ def _kept_scans(pipeline: MultiViewPipeline, folders: Sequence[Path], keep: Path
     for folder in folders:
         path = keep / mark / f"{folder.name}-{_state_of(folder)}.safetensors"
         if path.exists():
-            parts.append(LatentSet(**load_file(path)))
+            kept = read_tensors(path, "kept latents; delete it to have them made again", ("latents", "photos", "descriptors", "joints"))
+            parts.append(LatentSet(**{"scale": torch.full((len(kept["latents"]),), torch.nan)} | kept))
             continue
         parts.append(encode_scan(pipeline, folder, fronts, backgrounds))
         tensors = {field.name: getattr(parts[-1], field.name).contiguous() for field in fields(LatentSet)}
-        write_atomic(path, partial(save_file, tensors))
+        write_atomic(path, partial(save_file, {name: tensor for name, tensor in tensors.items() if name != "scale" or not tensor.isnan().any()}))  # nobody was fitted: no scale
     return parts
 
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ from torch import Tensor, nn
 from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import Framing, ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs, draw_set, encode_set, render_set
+from .inputs import digest_of
 from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell, predict
-from .multiview_unet import HandOver, idle_parameters, lora_targets, merged, save_lora, without_adapters
+from .multiview_unet import LORA_FILE, HandOver, idle_parameters, load_lora, lora_settings, lora_targets, merged, save_lora, without_adapters
 from .posescore import PoseScore, SkeletonPredictor
 from .pretraining import train_autoencoder, train_base, train_skeleton_predictor
 from .rendering import rasterize
@@ -112,9 +115,14 @@ class PairConditions:
     descriptors: Tensor
     joints: Tensor
     masks: Tensor | None = None
+    made_from: str = ""  # digest of the pairs' content, where they come from files: what a network makes of a photo differs in the last bits between machines
 
     def __len__(self) -> int:
         return len(self.joints)
+
+    def digest(self) -> str:
+        "What a run that learns from these pairs is made from."
+        return self.made_from or digest_of(self.photos, self.descriptors, self.joints, self.masks)
 
 
 OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell and side, then averaged
@@ -138,9 +146,10 @@ def fit_figure(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RI
 def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel, batch_size: int = 64, outlines: ViewRig | None = None) -> PairConditions:
     "What `pipeline` would be told about all pictures of `pairs`, and the pairs' joints in the pictures' frames; with `outlines`, also the body's coverage in the views of that rig."
     config, noise, columns = pipeline.unet.config, seeded_generator("descriptors"), []
-    size = config.sample_size * pixels_per_cell(pipeline.vae)
+    size, seen = config.sample_size * pixels_per_cell(pipeline.vae), hashlib.sha256()
     for start in range(0, len(pairs), batch_size):
         items = [pairs[i] for i in range(start, min(len(pairs), start + batch_size))]
+        seen.update(digest_of([(item["image"], item["pose"], item["framing"]) for item in items]).encode())
         images = torch.stack([item["image"] for item in items])
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
@@ -148,18 +157,30 @@ def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: B
         joints = torch.cat([item["framing"].apply(body_model.joints(item["pose"])[:, list(SKELETON_JOINTS)]) for item in items])
         masks = [] if outlines is None else [torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size) for item in items])]
         columns.append((told.condition_latents.float().cpu(), told.class_labels.float().cpu(), joints, *masks))
-    return PairConditions(*(torch.cat(column) for column in zip(*columns, strict=True)))
+    made_from = digest_of(seen.hexdigest(), pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder]))
+    return PairConditions(*(torch.cat(column) for column in zip(*columns, strict=True)), made_from=made_from)
 
 # %% ../nbs/10c_training.ipynb #4d9c6138
 OTHER_LAYERS = r".*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2|conv1|conv2|conv_shortcut|time_emb_proj)|conv_out"  # what "all" adapts beside attention
 
 
-def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens: int = 1) -> MultiViewUNet | None:
-    "Make `unet` trainable as configured: a zero-initialised LoRA (returns None), or all weights (returns a frozen copy of the start)."
+def _start_from(unet: MultiViewUNet, config: PostTrainConfig, folder: Path) -> None:
+    "Add the adapter in `folder`, to be trained further. ValueError unless its rank and alpha are the run's."
+    load_lora(unet, folder)
+    settings = lora_settings(folder / LORA_FILE)
+    for name, wanted in (("r", config.lora_rank), ("lora_alpha", config.lora_alpha)):
+        if settings[name] != wanted:
+            raise ValueError(f"{folder / LORA_FILE}: has {name} = {settings[name]}, and the run lora_{'rank' if name == 'r' else 'alpha'} = {wanted}; a run that starts from an adapter goes on with its size")
+
+
+def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens: int = 1, start_from: str | Path | None = None) -> MultiViewUNet | None:
+    "Make `unet` trainable as configured: a LoRA, zero-initialised or the one in the folder `start_from` (returns None), or all weights (returns a frozen copy of the start)."
     unet.requires_grad_(False)
     if config.checkpointing in ("blocks", "both"):
         unet.enable_gradient_checkpointing()
     if config.lora_rank == 0:
+        if start_from is not None:
+            raise ValueError(f"start_from is {str(start_from)!r}, an adapter, but lora_rank 0 trains all weights; load the adapter into the network before")
         base = copy.deepcopy(unet).eval()
         idle = set(idle_parameters(unet)) if prompt_tokens == 1 else set()  # processes that wait for a gradient which never comes would wait forever
         for name, parameter in unet.named_parameters():
@@ -167,7 +188,12 @@ def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens:
         return base
     pattern = lora_targets(prompt_tokens) + (f"|{OTHER_LAYERS}" if config.lora_targets == "all" else "")
     torch.manual_seed(config.seed)  # peft draws the A matrices from the global generator
-    unet.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern, init_lora_weights="gaussian"))
+    if start_from is None:
+        unet.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern, init_lora_weights="gaussian"))
+    else:
+        _start_from(unet, config, Path(start_from))
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_("lora_" in name)
     for parameter in unet.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()  # the network may be in half precision; what is trained must not be, or small steps round to nothing
@@ -254,6 +280,10 @@ class _Drawings(nn.Module):
 class PostTrainLoss(_Drawings):
     "Reward and KL loss of one update of post-training."
 
+    def sources(self) -> dict:
+        "What a run depends on beside its settings."
+        return {"network": self.unet, "reward": [type(self.score).__name__, self.score], "pairs": self.sitters.data.digest(), "prompts": self.sitters.prompt_embeds, "scheduler": json.loads(self.scheduler.to_json_string())}
+
     def forward(self, update: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of one part of an update; logs the reward and the KL term."
         first = share.index * self.config.batch_size
@@ -308,10 +338,10 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
 
 def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
               on_step: Callable[[int], None] | None = None, figure: FigureMap | None = None, score: PoseScore | None = None, guard: Callable[[HandOver, PoseScore, RunDirectory], Watch] | None = None,
-              accelerator: Accelerator | None = None) -> PostTrainResult:
+              accelerator: Accelerator | None = None, start_from: str | Path | None = None) -> PostTrainResult:
     """Post-train `unet` so that what it draws from each photo shows the pose in it (DrPose, section on post-training).
 
-    Resumes from `run_path` if a run with the same settings was interrupted there. `figure` is needed by rewards with outlines; `score` is a reward of your own in place of `config.reward`;
+    Resumes from `run_path` if a run with the same settings and inputs was interrupted there; a finished one goes on if `steps` was raised. `start_from`: folder of an adapter to go on from in a new run. `figure` is needed by rewards with outlines; `score` is a reward of your own in place of `config.reward`;
     `guard` makes who looks at the model while it trains (chapter guards). Under torchrun every process calls this alike; see chapter launching.
     Raises ValueError for settings or a scheduler that cannot work."""
     check_handover(check_scheduler(scheduler, config.num_inference_steps).timesteps, config)
@@ -320,8 +350,8 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     score = score or pose_reward(config, predictor, data, figure)
     accelerator = accelerator or new_accelerator(config, Path(run_path))
     with accelerator.main_process_first():
-        run = RunDirectory(run_path, config)
-    base = prepare_weights(unet, config, prompt_embeds.shape[2])
+        run = RunDirectory(run_path, config, {"adapter to start from": None if start_from is None else Path(start_from) / LORA_FILE})
+    base = prepare_weights(unet, config, prompt_embeds.shape[2], start_from)
     unet.eval()  # no dropout; gradient checkpointing depends on gradients being on, not on training mode
     if config.compile_network:
         unet.compile()

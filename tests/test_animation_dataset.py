@@ -2,9 +2,12 @@
 
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from drpose.animation import REGIONS, clothing_regions, draw_crowd, draw_palette, load_animator, photograph
 from drpose.bodies import Pose, load_body
@@ -12,6 +15,7 @@ from drpose.cameras import ViewRig
 from drpose.clips import HELD_OUT_CLIPS, clips_for
 from drpose.dataset import POSE_SETS, TINY_RIG, PosePairs, build_dataset, build_images, build_latents, draw_set, everyday_difficulty, person_number, plan_dataset, reframe, render_set
 from drpose.files import write_json
+from drpose.inputs import alone
 from drpose.selection import pose_difficulty, pose_features
 from drpose.training import embedded_models
 
@@ -221,3 +225,75 @@ def test_people_are_rendered_in_any_lean():
     for mask, joints in zip(images.masks[:, 0], images.joints, strict=True):
         rows, columns = ((0.5 - joints[:, 1]) * 64).long().clamp(0, 63), ((0.5 + joints[:, 0]) * 64).long().clamp(0, 63)
         assert mask[rows, columns].mean() > 0.8, "joints lie on the figure"
+
+
+# --- what kept results were made from --------------------------------------------------------------------------------------------------
+
+
+def small_plan(body_model):
+    return plan_dataset(4, 9, "random", body_model=body_model)
+
+
+def test_pairs_know_what_they_were_made_from(tmp_path, body_model):
+    "The same settings, but other poses or another painter; a build that was killed goes on only as it began."
+    plan, animator = small_plan(body_model), load_animator("render", body_model)
+    build_dataset(plan, tmp_path / "pairs", animator, shard_size=2)
+    before = (tmp_path / "pairs" / "pairs-000002.parquet").read_bytes()
+    (tmp_path / "pairs" / "pairs-000002.parquet").unlink()
+    other = small_plan(body_model)
+    other.drawn.poses.transl[0, 0] += 0.5
+    with pytest.raises(ValueError, match="this folder of pairs was made from other inputs: poses"):
+        build_dataset(other, tmp_path / "pairs", animator, shard_size=2)
+    with pytest.raises(ValueError, match="this folder of pairs was made from other inputs: animator"):
+        build_dataset(plan, tmp_path / "pairs", load_animator("render", body_model, image_size=32), shard_size=2)
+    with pytest.raises(ValueError, match="built from another plan"):
+        build_dataset(plan_dataset(6, 9, "random", body_model=body_model), tmp_path / "pairs", animator, shard_size=2)
+    assert not (tmp_path / "pairs" / "pairs-000002.parquet").exists(), "a refusal writes nothing"
+    build_dataset(plan, tmp_path / "pairs", animator, shard_size=2)
+    assert (tmp_path / "pairs" / "pairs-000002.parquet").read_bytes() == before
+    (tmp_path / "pairs" / "inputs.json").unlink()
+    with pytest.raises(ValueError, match="missing beside shards of pairs"):
+        build_dataset(plan, tmp_path / "pairs", animator, shard_size=2)
+
+
+def test_a_second_process_does_not_build_in_the_folder(tmp_path, body_model):
+    with alone(tmp_path, "builds pairs"), pytest.raises(ValueError, match="another process builds pairs in this folder"):
+        build_dataset(small_plan(body_model), tmp_path, load_animator("render", body_model))
+    (tmp_path / ".pairs-000000.parquet.abc.partial").write_bytes(b"left by a kill")
+    build_dataset(small_plan(body_model), tmp_path, load_animator("render", body_model))
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@pytest.mark.parametrize(("column", "value", "sentence"), [("betas", [float("nan")] * 10, "column 'betas'"), ("axis_angles", [90.0] * 165, "look like degrees"), ("frame_scale", 0.0, "column 'frame_scale'"), ("transl", [float("inf")] * 3, "column 'transl'"), ("image", b"%!PS-Adobe-3.0 EPSF-3.0\n", "pair 0: cannot be read as a whole PNG")])
+def test_wrong_values_in_pairs(column, value, sentence, built, tmp_path):
+    shutil.copytree(built[1], tmp_path / "copy")
+    path = sorted((tmp_path / "copy").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(ValueError, match=sentence) as error:
+        PosePairs(tmp_path / "copy")[0]
+    assert str(tmp_path / "copy") in str(error.value)
+
+
+def test_rendered_people_belong_to_their_body(tmp_path, body_model):
+    "Another body, another folder's shard of the same name: neither is taken for the first."
+    first = build_images("everyday", 2, 0, body_model, tmp_path)
+    other = load_body()
+    other.model.v_template[:, 1] *= 1.01
+    assert build_images("everyday", 2, 0, other, tmp_path) != first and len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_kept_latents_belong_to_the_shards_content(tmp_path, body_model):
+    vae = AutoencoderKL.from_pretrained(embedded_models() / "pipeline" / "vae").eval()
+    (shard,) = build_images("everyday", 2, 0, body_model, tmp_path)
+    before = build_latents(vae, [shard])
+    stored = load_file(shard)
+    save_file(stored | {"images": stored["images"].flip(-1).contiguous()}, shard)
+    after = build_latents(vae, [shard])
+    assert not torch.equal(before.latents, after.latents) and len(list(tmp_path.glob("latents-*"))) == 2
+    for kept in tmp_path.glob("latents-*"):
+        kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(ValueError, match="latents-.*: cannot be read as kept latents; delete it"):
+        build_latents(vae, [shard])

@@ -22,11 +22,12 @@ from drpose.bodies import load_body
 from drpose.cameras import ViewRig
 from drpose.dataset import TINY_RIG, draw_set
 from drpose.evaluation import judge_errors, load_benchmark
+from drpose.inputs import alone
 from drpose.metrics import millimetres, mpjpe
 from drpose.multiview import MultiViewPipeline, PromptTable, encode_images
 from drpose.posescore import SkeletonPredictor
 from drpose.pshuman import is_stable_unclip, load_stable_unclip
-from drpose.scans import ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures, render_scan, render_scans, scan_example
+from drpose.scans import ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures, read_scan_pose, render_scan, render_scans, scan_example
 from drpose.training import embedded_models
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
@@ -73,7 +74,7 @@ def test_a_texture_is_sampled_where_it_belongs(tmp_path):
     visual = trimesh.visual.TextureVisuals(uv=(corners[:, :2] + 1) / 2, image=Image.fromarray(picture))
     trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False).export(tmp_path / "square.glb")
     scan = read_scan(tmp_path / "square.glb")
-    assert scan.texture is not None and scan.colors is None
+    assert scan.texture is not None and (scan.colors == 1).all()
     colors, _ = render_scan(scan, size=40)
     for row, column, color in ((12, 12, RED), (12, 27, GREEN), (27, 12, BLUE), (27, 27, torch.ones(3))):
         assert torch.allclose(colors[0, :3, row, column], color, atol=0.02)
@@ -100,12 +101,47 @@ def test_outline_pixels_keep_their_colour(tmp_path):
 
 def test_finished_scans_are_kept_and_torn_ones_made_again(tmp_path, monkeypatch):
     mesh, folder = tiny_parts.colored_box(tmp_path / "box.ply"), tmp_path / "renders"
-    (folder / ".box.part" / "image").mkdir(parents=True)
-    (folder / ".box.part" / "image" / "009.png").write_bytes(b"left by a kill")
+    (folder / ".box.partial" / "image").mkdir(parents=True)
+    (folder / ".box.partial" / "image" / "009.png").write_bytes(b"left by a kill")
     (place,) = render_scans([mesh], folder, size=24)
-    assert sorted(path.name for path in place.rglob("*.png")) == sorted([f"{number:03d}.png" for number in range(8)] * 2) and not list(folder.glob(".*"))
+    assert sorted(path.name for path in place.rglob("*.png")) == sorted([f"{number:03d}.png" for number in range(8)] * 2) and not list(folder.glob(".*.partial"))
     monkeypatch.setattr(scans, "render_scan", lambda *inputs: pytest.fail("rendered again"))
     render_scans([mesh], folder, size=24)
+
+
+def test_scans_know_what_they_were_made_from(tmp_path):
+    "A repaired mesh, another texture or size: refused, never the old pictures under the new name; another fit: new joints."
+    material, body = "newmtl a\nmap_Kd skin.png\n", "mtllib a.mtl\nv 0 0 0\nv 1 0 0\nv 0 2 0\nvt 0 0\nvt 1 0\nvt 0 1\nusemtl a\nf 1/1 2/2 3/3\n"
+    (tmp_path / "a.mtl").write_text(material), (tmp_path / "a.obj").write_text(body)
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "skin.png")
+    (place,) = render_scans([tmp_path / "a.obj"], tmp_path / "renders", size=16)
+    before = {path: path.read_bytes() for path in place.rglob("*.png")}
+    for change, undo, sentence in (
+        (lambda: Image.new("RGB", (8, 8), (0, 0, 255)).save(tmp_path / "skin.png"), lambda: Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "skin.png"), "mesh or textures was"),
+        (lambda: (tmp_path / "a.obj").write_text(body.replace("v 0 2 0", "v 0 3 0")), lambda: (tmp_path / "a.obj").write_text(body), "mesh or textures was"),
+    ):  # fmt: skip
+        change()
+        with pytest.raises(ValueError, match=sentence):
+            render_scans([tmp_path / "a.obj"], tmp_path / "renders", size=16)
+        undo()
+    for settings in ({"size": 32}, {"size": 16, "supersample": 1}):
+        with pytest.raises(ValueError, match="this scan was made from other inputs: size"):
+            render_scans([tmp_path / "a.obj"], tmp_path / "renders", **settings)
+    render_scans([tmp_path / "a.obj"], tmp_path / "renders", size=16)
+    assert before == {path: path.read_bytes() for path in place.rglob("*.png")}
+    (place / "inputs.json").unlink()
+    with pytest.raises(ValueError, match="missing beside rendered pictures"):
+        render_scans([tmp_path / "a.obj"], tmp_path / "renders", size=16)
+
+
+def test_nobody_else_renders_there_and_nothing_outside(tmp_path):
+    mesh = tiny_parts.colored_box(tmp_path / "box.ply")
+    with alone(tmp_path / "renders", "renders scans"), pytest.raises(ValueError, match="another process renders scans in this folder"):
+        render_scans([mesh], tmp_path / "renders", size=16)
+    shutil.copy(mesh, tmp_path / "...ply")
+    with pytest.raises(ValueError, match="its name begins with a dot"):
+        render_scans([tmp_path / "...ply"], tmp_path / "renders", size=16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["...ply", "box.ply", "renders"])
 
 
 # --- reading and composing ------------------------------------------------------------------------------------------------------------
@@ -184,13 +220,13 @@ def resaved(change):
 
 
 BAD = {
-    "a picture is missing": (without("image", 5), FileNotFoundError, "005.png: no such picture, needed 000.png to 007.png"),
+    "a picture is missing": (without("image", 5), FileNotFoundError, "005.png: no such file, needed a PNG; 000.png to 007.png"),
     "a normal map is missing": (without("normal", 0), FileNotFoundError, "normal/000.png"),
     "no alpha": (resaved(lambda picture: picture.convert("RGB")), ValueError, "003.png: has no alpha"),
     "not square": (resaved(lambda picture: picture.crop((0, 0, 48, 40))), ValueError, "is 48 x 40 pixels, needed a square of at least 48"),
     "too small": (resaved(lambda picture: picture.resize((20, 20))), ValueError, "is 20 x 20 pixels"),
     "nobody there": (resaved(lambda picture: Image.new("RGBA", picture.size)), ValueError, "003.png: its alpha is 0 everywhere"),
-    "no picture": (lambda folder: (folder / "image" / "003.png").write_bytes(b"text"), ValueError, "003.png: is no picture"),
+    "no picture": (lambda folder: (folder / "image" / "003.png").write_bytes(b"text"), ValueError, "003.png: cannot be read as a PNG"),
 }
 
 
@@ -207,7 +243,7 @@ def test_bad_meshes_get_one_sentence(tmp_path):
     trimesh.PointCloud(np.random.rand(5, 3)).export(tmp_path / "points.ply")
     (tmp_path / "text.obj").write_text("hello")
     (tmp_path / "torn.glb").write_bytes(b"glTF" + bytes(10))
-    for name, kind, sentence in (("gone.obj", FileNotFoundError, "no such file"), ("points.ply", ValueError, "holds no triangles|cannot be read"), ("text.obj", ValueError, "holds no triangles|cannot be read"), ("torn.glb", ValueError, "cannot be read as a mesh")):
+    for name, kind, sentence in (("gone.obj", FileNotFoundError, "no such file"), ("points.ply", ValueError, "holds no triangles|cannot be read"), ("text.obj", ValueError, "holds no triangles|cannot be read"), ("torn.glb", ValueError, "cannot be read as a glTF file")):
         with pytest.raises(kind, match=sentence) as error:
             read_scan(tmp_path / name)
         assert name in str(error.value) and "\n" not in str(error.value)
@@ -300,6 +336,17 @@ def test_joints_are_given_only_where_asked_for(people, tmp_path):
     assert picture.stat().st_mtime_ns == before, "pictures are kept where only the joints were missing"
     assert encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,), poses=True).joints.shape == (1, 23, 3)
     assert encode_scans(pipeline, folders, tmp_path / "latents", backgrounds=(1.0,)).joints.shape == (1, 0, 3), "scans with and without fits train a base together"
+
+
+def test_another_fit_gives_other_joints(people, tmp_path):
+    shutil.copytree(people / "fits" / "person_0", tmp_path / "fits" / "mesh")
+    (place,) = render_scans(meshes(people)[:1], tmp_path / "renders", size=16, fits=tmp_path / "fits", body_model=BODY)
+    (fit,) = (tmp_path / "fits" / "mesh").iterdir()
+    before, content = read_scan_pose(place)[0], json.loads(fit.read_text())
+    content["body_pose"] = (np.array(content["body_pose"]).reshape(-1, 3) + [[0.1, 0, 0]]).tolist()
+    fit.write_text(json.dumps(content))
+    render_scans(meshes(people)[:1], tmp_path / "renders", size=16, fits=tmp_path / "fits", body_model=BODY)
+    assert not torch.equal(read_scan_pose(place)[0], before)
 
 
 def test_fits_are_read_under_any_spelling_and_without_what_nobody_needs(tmp_path):
