@@ -11,14 +11,14 @@
 #   PYTHON          the interpreter that the environment is made from, 3.11 or newer
 #   VENV            where the environment goes
 #   TORCH_ARGS      more pip arguments for torch alone, e.g. --index-url with another build of it
-#   PAPERMILL_ARGS  more papermill arguments for the demo, e.g. -p seed 1
+#   DEMO_ARGS       more arguments of `drpose run` for the demo, e.g. -p seed 1
 #   PYTEST_ARGS     more pytest arguments, e.g. -k bodies
 #   TEST_PROCESSES  how many tests run side by side; each takes a core and up to 3 GB
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
-PAPERMILL_ARGS ?=
+DEMO_ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
 
@@ -51,8 +51,7 @@ test weights: export OMP_NUM_THREADS ?= 1
 demo test weights: export TOKENIZERS_PARALLELISM ?= false
 
 demo: setup
-	@mkdir -p $(DEMO)
-	$(ENV_PYTHON) -m papermill nbs/runs/posttrain.ipynb $(DEMO)/posttrain.ipynb -f nbs/runs/configs/tiny.yaml --cwd nbs/runs -k python3 --log-output --no-progress-bar $(PAPERMILL_ARGS)
+	$(VENV)/bin/drpose run posttrain -f tiny -o $(DEMO) $(DEMO_ARGS)
 	@echo; cat $(DEMO)/table.txt
 	@echo; echo "Pictures:"; ls $(DEMO)/figures/*.png
 
@@ -62,8 +61,7 @@ test: setup
 # Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the judge measures the base, and the reader that rewards learns from the base's guesses too.
 weights: setup
 	@set -e; for job in "train_autoencoder train_autoencoder" "train_autoencoder finish_autoencoder" "train_skeleton_predictor train_judge" "train_base train_base" "train_skeleton_predictor train_predictor"; do \
-		set -- $$job; mkdir -p outputs/tiny; \
-		$(ENV_PYTHON) -m papermill nbs/runs/$$1.ipynb outputs/tiny/$$2.ipynb -f nbs/runs/configs/$$2.yaml --cwd nbs/runs -k python3 --log-output --no-progress-bar; done
+		set -- $$job; $(VENV)/bin/drpose run $$1 -f $$2; done
 	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny
 
 lab: setup

@@ -39,12 +39,13 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
-    packages=find_packages(include=[package, f"{package}.*"]),
-    package_data={package: [f"assets/**/*.{kind}" for kind in ("npz", "json", "safetensors", "txt", "md", "yaml")]},
+    packages=[*find_packages(include=[package, f"{package}.*"]), f"{package}.jobs"],
+    package_dir={f"{package}.jobs": "nbs/runs"},  # the job notebooks and their presets, for `drpose run`
+    package_data={package: [f"assets/**/*.{kind}" for kind in ("npz", "json", "safetensors", "txt", "md", "yaml")], f"{package}.jobs": ["*.ipynb", "configs/*.yaml"]},
     include_package_data=False,  # only the kinds of file named above ship
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require=extras,
-    entry_points={"nbdev": [f"{package}={package}._modidx:d"]},
+    entry_points={"console_scripts": [f"{package}={package}.command:main"], "nbdev": [f"{package}={package}._modidx:d"]},
     zip_safe=False,
 )

@@ -5,6 +5,7 @@
 # %% ../nbs/10a_runs.ipynb #ccf6b0ba
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib.metadata
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -32,10 +33,12 @@ from tqdm.auto import tqdm
 
 from .files import read_json, read_lines, write_atomic, write_json
 from .inputs import alone, same_inputs
+from .model_files import means_hub
 
 # %% auto #0
-__all__ = ['TRACKERS', 'WHOLE', 'require', 'config_from', 'notebook_parameters', 'split_settings', 'environment', 'RunDirectory',
-           'LoopConfig', 'learning_rate_at', 'Share', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
+__all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'TRACKERS', 'WHOLE', 'require', 'nearest_name', 'config_from',
+           'notebook_parameters', 'split_settings', 'environment', 'RunDirectory', 'LoopConfig', 'learning_rate_at',
+           'Share', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
 
 # %% ../nbs/10a_runs.ipynb #4b01c65a
 def require(condition: bool, field: str, found: Any, needed: str) -> None:
@@ -44,35 +47,68 @@ def require(condition: bool, field: str, found: Any, needed: str) -> None:
         raise ValueError(f"setting {field!r} is {found!r}, but needs to be {needed}")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest_name(name: str, known: Iterable[str]) -> str:
     "What somebody who wrote `name` may have meant."
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"this job knows {', '.join(sorted(known)[:8])}, …"
 
 
+LocalPath = Annotated[str, "path"]  # of a file or folder; where it does not begin at the root, it is meant from the current folder
+LocalPaths = Annotated[list, "path"]
+ModelName = Annotated[str, "model"]  # a folder, or the name of a model on the hub
+
+
+def _whole_path(text: str, marks: tuple) -> str:
+    "The same place, told from the root, so that every message about it says where was looked; a model's name on the hub stays."
+    if not text or not marks or (marks[0] == "model" and means_hub(text)):
+        return text
+    return str(Path(text).expanduser().absolute())
+
+
 def config_from(cls: type, values: dict[str, Any], source: str = "settings") -> Any:
-    "An instance of the dataclass `cls` from plain `values`; raises ValueError for unknown names and TypeError for wrong types, naming `source`."
+    "An instance of the dataclass `cls` from plain `values`; raises ValueError for unknown names and TypeError for wrong types, naming `source`. Fields of type LocalPath come back as whole paths."
+    marked = get_type_hints(cls, include_extras=True)
     types = get_type_hints(cls)
     unknown = sorted(set(values) - set(types))
     if unknown:
-        raise ValueError(f"{source}: unknown name {unknown[0]!r}; {_nearest(unknown[0], types)}")
+        raise ValueError(f"{source}: unknown name {unknown[0]!r}; {nearest_name(unknown[0], types)}")
     checked = {}
     for name, value in values.items():
-        wanted = types[name]
+        wanted, marks = types[name], get_args(marked[name])[1:] if get_origin(marked[name]) is Annotated else ()
+        if value is None:
+            raise TypeError(f"{source}: {name!r} is left empty, but needs a {getattr(wanted, '__name__', wanted)}; give it a value or take the line out")
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if wanted in (int, float, str, bool) and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
             raise TypeError(f"{source}: {name!r} is {value!r} ({type(value).__name__}), but needs a {wanted.__name__}" + (" (in YAML write 1.0e-4, not 1e-4)" if wanted is float else ""))
+        if (wanted in (list, tuple) or get_origin(wanted) in (list, tuple)) and not isinstance(value, (list, tuple)) or isinstance(value, dict):
+            raise TypeError(f"{source}: {name!r} is {value!r} ({type(value).__name__}), but needs a {'list (in YAML write [a, b])' if wanted is not str else 'str'}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{source}: {name!r} is {value}, but needs a finite number")
-        checked[name] = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, (list, tuple)):
+            value = tuple(_whole_path(one, marks) if isinstance(one, str) else one for one in value)
+        checked[name] = _whole_path(value, marks) if isinstance(value, str) else value
     return cls(**checked)
 
 # %% ../nbs/10a_runs.ipynb #e08f13b5
+def _assigned(cell: str, kind: type) -> list[str]:
+    "The names that a cell assigns, all by statements of one `kind` (ast.Assign or ast.AnnAssign); none if it does anything else."
+    try:
+        statements = ast.parse(cell).body
+    except SyntaxError:
+        return []
+    targets = [statement.target if kind is ast.AnnAssign else statement.targets[0] for statement in statements if isinstance(statement, kind)]
+    return [target.id for target in targets if isinstance(target, ast.Name)] if len(targets) == len(statements) else []
+
+
 def notebook_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
-    "The plain values (numbers, texts, lists, booleans) among a notebook's globals; call it before anything else is assigned."
-    hidden = {"In", "Out", "exit", "quit"}
-    return {name: value for name, value in namespace.items() if not name.startswith("_") and name not in hidden and isinstance(value, (bool, int, float, str, list))}
+    "The values of a notebook's parameters, from its globals: the names in its cell of parameters, as it was run last, and in papermill's after it. ValueError if that cell has not been run."
+    cells = namespace.get("In", [])
+    last = max((number for number, cell in enumerate(cells) if _assigned(cell, ast.AnnAssign)), default=None)
+    if last is None:
+        raise ValueError("the cell of parameters has not been run; run the notebook from its first cell")
+    injected = [name for cell in cells[last + 1 :] if cell.startswith("# Parameters") for name in _assigned(cell, ast.Assign)]
+    return {name: namespace[name] for name in (*_assigned(cells[last], ast.AnnAssign), *injected)}
 
 
 def split_settings(values: dict[str, Any], *classes: type, source: str = "notebook parameters") -> tuple:
@@ -80,7 +116,7 @@ def split_settings(values: dict[str, Any], *classes: type, source: str = "notebo
     known = {name for cls in classes for name in get_type_hints(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(f"{source}: unknown name {unknown[0]!r}; {_nearest(unknown[0], known)}")
+        raise ValueError(f"{source}: unknown name {unknown[0]!r}; {nearest_name(unknown[0], known)}")
     return tuple(config_from(cls, {name: value for name, value in values.items() if name in get_type_hints(cls)}, source) for cls in classes)
 
 # %% ../nbs/10a_runs.ipynb #f4466c7a

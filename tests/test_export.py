@@ -8,7 +8,7 @@ import zipfile
 from configparser import ConfigParser
 
 import pytest
-from project_files import ALL_NOTEBOOKS, GENERATED, PACKAGE, ROOT, code_cells, relative, run_python, source
+from project_files import ALL_NOTEBOOKS, GENERATED, PACKAGE, ROOT, RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, relative, run_python, source
 
 MODULES = sorted(PACKAGE.glob("**/*.py"))
 
@@ -76,6 +76,7 @@ def test_wheel_holds_every_module_and_asset(tmp_path):
     "Built from a copy, so that no old build folder can lend its files."
     copy = tmp_path / "source"
     shutil.copytree(PACKAGE, copy / "drpose", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "nbs" / "runs", copy / "nbs" / "runs", ignore=shutil.ignore_patterns("outputs", ".ipynb_checkpoints"))
     for name in ("setup.py", "settings.ini", "README.md", "LICENSE", "NOTICE", "MANIFEST.in"):
         shutil.copyfile(ROOT / name, copy / name)
     build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
@@ -85,4 +86,5 @@ def test_wheel_holds_every_module_and_asset(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("drpose/")}
     expected = {relative(path) for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert packed == expected
+    jobs = {f"drpose/jobs/{path.relative_to(ROOT / 'nbs' / 'runs')}" for path in (*RUN_NOTEBOOKS, *RUN_CONFIGS)}
+    assert packed == expected | jobs

@@ -3,13 +3,18 @@
 import ast
 import importlib.util
 import json
+import logging
 import re
 import shutil
+import time
 
+import nbformat
 import papermill
 import pytest
 import tiny_parts
 import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from project_files import RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, parameter_cells, relative, source
 
@@ -50,21 +55,58 @@ def execute(path, tmp_path, **changed):
 
 
 @pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=relative)
-def test_run_notebook_executes_at_its_defaults(path, tmp_path):
+def test_run_all_twice_in_one_kernel(path, tmp_path):
+    "As in JupyterLab: all cells, then a parameter that the job refuses, then another folder and all cells again."
     skip_without_its_packages(path)
-    executed = execute(path, tmp_path)
-    assert not executed.metadata.papermill.exception
-    if OUTPUT_PARAMETER in parameters(path):
-        assert any((tmp_path / "run").rglob("*")), f"{path.name} wrote nothing into {OUTPUT_PARAMETER}"
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    defaults = cell.source
+    data = f'data_dir: str = "{tmp_path / "data"}"' if "data_dir" in parameters(path) else None
+
+    def set_parameters(folder: str) -> None:
+        lines = [f'output_dir: str = "{tmp_path / folder}"' if line.startswith("output_dir") else data if data and line.startswith("data_dir") else line for line in defaults.splitlines()]
+        cell.source = "\n".join(lines)
+
+    def run_all() -> None:
+        for number, one in enumerate(notebook.cells):
+            if one.cell_type == "code":
+                client.execute_cell(one, number)
+
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    with client.setup_kernel():
+        set_parameters("first")
+        run_all()
+        at = notebook.cells.index(cell)
+        client.execute_cell(cell, at)
+        notebook.cells.append(nbformat.v4.new_code_cell("# Parameters\nseeed = {'a': None}"))
+        client.execute_cell(notebook.cells[-1], len(notebook.cells) - 1)
+        notebook.cells.pop()
+        settings = next(number for number, one in enumerate(notebook.cells) if number > at and one.cell_type == "code")
+        with pytest.raises(CellExecutionError, match="unknown name 'seeed'"):
+            client.execute_cell(notebook.cells[settings], settings)
+        time.sleep(1)  # a kernel drops what is sent to it in the moment after an error
+        set_parameters("second")
+        run_all()
+    assert any((tmp_path / "first").rglob("*")) and any((tmp_path / "second").rglob("*")), f"{path.name} wrote nothing into {OUTPUT_PARAMETER}"
+    assert not (tmp_path / "outputs").exists(), f"{path.name} wrote outside of its folder"
+
+
+@pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=relative)
+def test_papermill_can_read_every_parameter(path, caplog):
+    "A comment it cannot parse would hide a parameter, and each use would be warned about."
+    with caplog.at_level(logging.WARNING):
+        found = papermill.inspect_notebook(str(path))
+    assert set(found) == set(parameters(path)) and not caplog.records, [record.message for record in caplog.records]
+    assert all(entry["help"].strip() for entry in found.values())
 
 
 def check_settings(path, **changed) -> None:
     "Run only the cells that take the settings, in this process: the parameters, what papermill would put behind them, and the first cell of code."
     (cell,) = parameter_cells(path)
     cells = code_cells(path)
-    namespace = {"__name__": "__main__"}
-    exec(source(cell), namespace)
-    namespace.update(changed)
+    namespace = {"__name__": "__main__", "In": ["", source(cell), "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in changed.items())]}
+    for text in namespace["In"]:
+        exec(text, namespace)
     exec(source(cells[cells.index(cell) + 1]), namespace)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from drpose.files import read_json, write_atomic, write_json
 from drpose.repeatable import seeded_generator
-from drpose.runs import LoopConfig, RunDirectory, config_from, learning_rate_at, notebook_parameters, optimise, split_settings
+from drpose.runs import LocalPath, LocalPaths, LoopConfig, ModelName, RunDirectory, config_from, learning_rate_at, notebook_parameters, optimise, split_settings
 from drpose.training import PostTrainConfig
 
 
@@ -68,12 +68,58 @@ def test_integers_serve_as_floats():
     assert config_from(PostTrainConfig, {"kl_weight": 1}).kl_weight == 1.0
 
 
+def kernel(*cells: str, **left_over) -> dict:
+    "A kernel's globals after it ran these cells."
+    namespace = {"In": ["", *cells]} | left_over
+    for cell in cells:
+        exec(cell, namespace)
+    return namespace
+
+
+PARAMETERS = "steps: int = 4  # optimiser steps\npairs: int = 5\nkl_weight: float = 0.5"
+
+
 def test_parameters_are_dealt_out():
-    namespace = {"steps": 4, "pairs": 5, "_hidden": 1, "In": ["x"], "torch": torch, "kl_weight": 0.5}
-    config, extra = split_settings(notebook_parameters(namespace), PostTrainConfig, Extra)
+    config, extra = split_settings(notebook_parameters(kernel(PARAMETERS)), PostTrainConfig, Extra)
     assert (config.steps, config.kl_weight, extra.pairs) == (4, 0.5, 5)
     with pytest.raises(ValueError, match="unknown name 'stesp'"):
-        split_settings(notebook_parameters(namespace | {"stesp": 9}), PostTrainConfig, Extra)
+        split_settings(notebook_parameters(kernel(PARAMETERS, "# Parameters\nstesp = 9\n")), PostTrainConfig, Extra)
+
+
+@pytest.mark.parametrize("value", ["None", "{'a': 1}", "[1]"])
+def test_no_unknown_name_goes_unnoticed(value):
+    with pytest.raises(ValueError, match="unknown name 'stesp'"):
+        split_settings(notebook_parameters(kernel(PARAMETERS, f"# Parameters\nstesp = {value}\n")), PostTrainConfig, Extra)
+
+
+def test_only_the_cell_of_parameters_counts():
+    "A notebook's own variables are none, nor is a refused value of an earlier pass; what was run last holds."
+    left_over = kernel(PARAMETERS, "# Parameters\nstesp = 9\n", "azimuth = 3", PARAMETERS.replace("= 4", "= 7"), began=1.0, crop=[1])
+    assert notebook_parameters(left_over) == {"steps": 7, "pairs": 5, "kl_weight": 0.5}
+    assert notebook_parameters(kernel(PARAMETERS, "# Parameters\nsteps = 9\n"))["steps"] == 9
+    with pytest.raises(ValueError, match="cell of parameters has not been run"):
+        notebook_parameters(kernel("steps = 3"))
+
+
+@dataclass
+class Places:
+    folder: LocalPath = ""
+    files: LocalPaths = ()
+    model: ModelName = ""
+
+
+def test_paths_are_told_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = config_from(Places, {"folder": "runs/a", "files": ["b.png", "~/c.png"], "model": "owner/model"})
+    assert found == Places(str(tmp_path / "runs" / "a"), (str(tmp_path / "b.png"), str(tmp_path / "home" / "c.png")), "owner/model")
+    assert config_from(Places, {"folder": "", "model": "./owner/model"}) == Places("", (), str(tmp_path / "owner" / "model"))
+
+
+@pytest.mark.parametrize(("values", "sentence"), [({"files": "b.png"}, "'files' is 'b.png' .str., but needs a list"), ({"files": None}, "'files' is left empty"), ({"folder": None}, "'folder' is left empty"), ({"folder": {"a": 1}}, "'folder' is {'a': 1}")])
+def test_empty_and_nested_values_are_refused(values, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        config_from(Places, values)
 
 
 def test_learning_rate_rises_holds_and_falls():
