@@ -5,40 +5,79 @@
 # %% ../nbs/00c_model_files.ipynb #8d627f3c
 from __future__ import annotations
 
-import json
+import inspect
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from .files import read_json
 
 # %% auto #0
-__all__ = ['PICKLES', 'read_config', 'tensor_shapes', 'weight_shapes', 'check_fits', 'check_model_folder', 'means_hub',
-           'CheckedModel']
+__all__ = ['MOST_LAYERS', 'MOST_VALUES', 'POSITIVE', 'PICKLES', 'STEMS', 'OLDER_NAMES', 'HUB_OPTIONS', 'PROCESSOR_NAMES',
+           'check_folder', 'read_config', 'tensor_shapes', 'weight_files', 'empty_model', 'check_fits', 'load_model',
+           'means_hub', 'model_folder', 'CheckedModel', 'load_scheduler', 'load_processor']
 
 # %% ../nbs/00c_model_files.ipynb #2f59366b
-def read_config(folder: str | Path, kind: str, file: str = "config.json", also: Sequence[str] = ()) -> dict:
-    "The config of a model of class `kind` in `folder`. FileNotFoundError or ValueError with one sentence if there is none or it is another class's; `also` are other names of the same class."
+MOST_LAYERS = 64  # of a value whose name speaks of layers: PSHuman's image encoder has 32
+MOST_VALUES = 2**20  # of any other whole number
+POSITIVE = ("scaling_factor", "sigma", "norm_eps")
+
+
+def _check_values(path: Path, config: Mapping[str, Any], name: str = "") -> None:
+    "ValueError naming the file and the value unless every number in a config is finite and of a size that networks have."
+    for key, value in config.items():
+        inside = f"{name}{key}"
+        if isinstance(value, Mapping):
+            _check_values(path, value, f"{inside}.")
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            most = MOST_LAYERS if "layers" in key else MOST_VALUES
+            if not math.isfinite(number) or isinstance(number, int) and abs(number) > most and not key.endswith("token_id") or key in POSITIVE and not number > 0:
+                raise ValueError(f"{path}: {inside!r} is {str(value)[:60]}, needed {'a number above 0' if key in POSITIVE else 'finite numbers'}, in whole numbers at most {most:,}.")
+        if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS and not key.endswith("betas"):
+            raise ValueError(f"{path}: {inside!r} is a list of {len(value):,}, needed at most {MOST_LAYERS}.")
+
+
+def check_folder(folder: str | Path, kind: str) -> Path:
+    "The folder as a path. FileNotFoundError or ValueError with one sentence if it is none, or holds Python that a loader might import."
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder}: is a file, needed the folder that save_pretrained wrote for a {kind}.")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, needed one that save_pretrained wrote for a {kind}.")
+        raise FileNotFoundError(f"{folder.absolute()}: no such folder, needed one that save_pretrained wrote for a {kind}.")
+    script = next(iter(sorted(folder.glob("*.py"))), None)
+    if script is not None:
+        raise ValueError(f"{script}: is a program in the folder of a {kind}; models are numbers, so look at it, and take it out if you trust the rest.")
+    return folder
+
+
+def read_config(folder: str | Path, kind: str, file: str = "config.json", also: Sequence[str] = ()) -> dict:
+    "The config of a model of class `kind` in `folder`. FileNotFoundError or ValueError with one sentence if there is none, it is another class's (`also` are other names of the same), or a value is impossible."
+    folder = check_folder(folder, kind)
     path = folder / file
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: holds no {file}, needed the folder of a {kind}.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not valid JSON ({error}), needed the config of a {kind}.") from None
-    found = config.get("_class_name") if isinstance(config, dict) else None
-    if found not in (kind, *also):
-        raise ValueError(f"{path}: describes {found or 'no model'}, needed a {kind}.")
+    config = read_json(path, f"the config of a {kind}", kind=dict, most=2**20)
+    found = [config["_class_name"]] if config.get("_class_name") else config.get("architectures")
+    found = found if isinstance(found, list) and found else ["no model"]
+    if not set(map(str, found)) & {kind, *also}:
+        raise ValueError(f"{path}: describes {found[0]}, needed a {kind}.")
+    _check_values(path, config)
     return config
 
 # %% ../nbs/00c_model_files.ipynb #3c6e5316
 PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt")
+STEMS = ("diffusion_pytorch_model", "model")
 
 
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -46,40 +85,94 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: is cut short or no safetensors file ({str(error)[:80]}), needed a whole one.") from None
+    except Exception as error:  # damage can fail in any way; each means the same to the reader
+        raise ValueError(f"{path}: is cut short or no safetensors file ({' '.join(str(error).split())[:80]}), needed a whole one.") from None
 
 
-def weight_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
-    "Names and shapes of all weights in a model's folder. FileNotFoundError or ValueError with one sentence if they cannot be read safely."
+def _listed_parts(index: Path) -> list[Path]:
+    "The files that an index of a large model lists. ValueError unless each lies beside it and is safetensors."
+    places = read_json(index, "the index of a model in parts", kind=dict, most=2**24).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    wrong = next((name for name in names if Path(name).name != name or not name.endswith(".safetensors") or not (index.parent / name).is_file()), None)
+    if wrong is not None or not names:
+        raise ValueError(f"{index}: lists {wrong or 'no files'}, needed names of safetensors files beside it.")
+    return [index.parent / name for name in names]
+
+
+def weight_files(folder: str | Path, variant: str | None = None) -> list[Path]:
+    "The safetensors files that hold a model's weights, those of `variant` (such as \"fp16\") where there are some. FileNotFoundError or ValueError with one sentence if there are none that can be read safely."
     folder = Path(folder)
-    files = sorted(folder.glob("*.safetensors"))
+    for infix in ([f".{variant}"] if variant else []) + [""]:
+        for stem in STEMS:
+            whole, index = folder / f"{stem}{infix}.safetensors", folder / f"{stem}.safetensors.index{infix}.json"
+            if whole.is_file():
+                return [whole]
+            if index.is_file():
+                return _listed_parts(index)
+    others = sorted(path.name for stem in STEMS for path in folder.glob(f"{stem}.*.safetensors"))
+    if others:
+        raise ValueError(f"{folder}: holds {others[0]} alone; to load it say variant={others[0].split('.')[1]!r}.")
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
-    if not files and pickles:
+    if pickles:
         raise ValueError(f"{folder}: holds its weights as {pickles[0]}, a pickle, which can run any program when opened and is never read; needed safetensors.")
-    if not files:
-        raise FileNotFoundError(f"{folder}: holds a config but no weights, needed diffusion_pytorch_model.safetensors.")
-    return {name: shape for path in files for name, shape in tensor_shapes(path).items()}
+    raise FileNotFoundError(f"{folder}: holds a config but no weights, needed {STEMS[0]}.safetensors.")
 
 # %% ../nbs/00c_model_files.ipynb #9af74e2d
-def check_fits(kind: type, folder: str | Path, config: dict, shapes: dict[str, tuple[int, ...]]) -> None:
-    "ValueError with one sentence unless the weights fill every parameter of a `kind` of this config."
+OLDER_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in autoencoders
+
+
+def _todays_name(name: str, needed: Mapping[str, Any]) -> str:
+    "What a weight is called in its class today."
+    for old, new in OLDER_NAMES.items():
+        if name not in needed and old in name and name.replace(old, new) in needed:
+            return name.replace(old, new)
+    return name
+
+
+def empty_model(kind: type, folder: str | Path, config: dict) -> nn.Module:
+    "A network of class `kind` without numbers, from the names in a config that the class knows. ValueError with one sentence if the values do not fit together."
+    maker = getattr(kind, "config_class", None)  # transformers' models are made from an object
+    known = set(maker().to_dict() if maker else inspect.signature(kind.__init__).parameters) - {"self"}
+    values = {name: value for name, value in config.items() if name in known and not name.startswith("_")}
     try:
-        with torch.device("meta"):
-            needed = {name: tuple(tensor.shape) for name, tensor in kind.from_config(config).state_dict().items()}
+        with init_empty_weights(include_buffers=False):
+            return kind(maker(**values)) if maker else kind.from_config(values)
     except Exception as error:  # a nonsensical value can fail anywhere in a constructor; each means the same to the reader
-        raise ValueError(f"{Path(folder) / 'config.json'}: gives no {kind.__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{Path(folder) / 'config.json'}: gives no {kind.__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def check_fits(model: nn.Module, folder: str | Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    "ValueError with one sentence unless weights of these shapes fill every parameter of the model."
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {_todays_name(name, needed): shape for name, shape in shapes.items()}
     missing = [name for name in needed if name not in shapes]
     if missing:
         raise ValueError(f"{folder}: its weights lack {len(missing)} of {len(needed)} tensors that its config needs, for example {missing[0]}.")
-    wrong = next((name for name in needed if shapes[name] != needed[name]), None)
+    wrong = next((name for name in needed if math.prod(shapes[name]) != math.prod(needed[name]) or shapes[name][: len(needed[name])] != needed[name]), None)
     if wrong:
         raise ValueError(f"{folder}: its weight {wrong} has shape {shapes[wrong]}, but its config needs {needed[wrong]}.")
 
 
-def check_model_folder(kind: type, folder: str | Path) -> None:
-    "One look at the folder of a model of class `kind`; see `read_config`, `weight_shapes` and `check_fits` for what is refused."
-    check_fits(kind, folder, read_config(folder, kind.__name__, also=getattr(kind, "also_known_as", ())), weight_shapes(folder))
+def load_model(kind: type, folder: str | Path, torch_dtype: torch.dtype | None = None, variant: str | None = None) -> nn.Module:
+    """A network of class `kind` (of diffusers, transformers or ours) from its folder, in evaluation mode, in single precision unless `torch_dtype` says otherwise.
+
+    FileNotFoundError or ValueError with one sentence if it is another model's, damaged, lacks a weight, or holds one that is no number. Nothing else in the folder is opened, and nothing is looked for elsewhere."""
+    config = read_config(folder, kind.__name__, also=getattr(kind, "also_known_as", ()))
+    files = weight_files(folder, variant)
+    model = empty_model(kind, folder, config)
+    check_fits(model, folder, {name: shape for path in files for name, shape in tensor_shapes(path).items()})
+    needed, tensors = model.state_dict(), {}
+    for path in files:
+        for name, tensor in load_file(path).items():
+            name = _todays_name(name, needed)
+            if name in needed:
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{path}: weight {name} holds numbers that are not finite, needed a trained {kind.__name__}.")
+                tensors[name] = tensor.reshape(needed[name].shape).to((torch_dtype or torch.float32) if tensor.is_floating_point() else tensor.dtype)
+    model.load_state_dict(tensors, assign=True)
+    if hasattr(model, "register_to_config"):
+        model.register_to_config(_name_or_path=str(folder))
+    return nn.Module.to(model, torch_dtype or torch.float32).eval()  # the buffers too; the library's own method would warn of layers that it does not have
 
 # %% ../nbs/00c_model_files.ipynb #5a6d9a6d
 def means_hub(name: str | os.PathLike) -> bool:
@@ -88,12 +181,54 @@ def means_hub(name: str | os.PathLike) -> bool:
     return isinstance(name, str) and len(parts) == 2 and all(parts) and not parts[0].startswith((".", "~")) and not Path(parts[0]).exists()
 
 
+HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")  # of from_pretrained, as in diffusers
+
+
+def model_folder(name: str | os.PathLike, variant: str | None = None, **hub) -> Path:
+    """The folder that `name` means: a local one as it is; for owner/model its configs, vocabularies and weights, fetched or from the cache.
+
+    `hub`: some of HUB_OPTIONS. FileNotFoundError with one sentence if the hub has no such model, cannot be reached, or does not let us in."""
+    if not means_hub(name):
+        return Path(name)
+    unwanted = [] if variant else ["*.fp16.safetensors", "*.fp16-*.safetensors"]
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.safetensors", "*_embeds.pt"], ignore_patterns=unwanted, **hub))
+    except Exception as error:  # no network, no such model, no right to it: the hub's own words are long
+        said = " ".join(str(error).split())
+        raise FileNotFoundError(f"{name}: no folder of this name in {Path.cwd()}, and the hub gives no such model ({type(error).__name__}: {said[:160]}).") from None
+
+
 class CheckedModel:
-    "Goes before diffusers' `ModelMixin`: `from_pretrained` refuses a wrong folder in one sentence and never opens a pickle."
+    "Goes before diffusers' `ModelMixin`: `from_pretrained` is `load_model`."
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, **options):
-        "As in diffusers, after `check_model_folder`. Raises FileNotFoundError or ValueError."
-        if not means_hub(folder):
-            check_model_folder(cls, Path(folder) / (options.get("subfolder") or ""))
-        return super().from_pretrained(folder, **options | {"use_safetensors": True})
+    def from_pretrained(cls, folder: str | os.PathLike, torch_dtype: torch.dtype | None = None, variant: str | None = None, subfolder: str = "", **hub):
+        "The model in a folder, or on the hub under the name owner/model; `hub`: some of HUB_OPTIONS. Raises FileNotFoundError or ValueError, see `load_model`."
+        unknown = sorted(set(hub) - set(HUB_OPTIONS))
+        if unknown:
+            raise ValueError(f"{folder}: {unknown[0]} is no option of {cls.__name__}.from_pretrained; there are torch_dtype, variant, subfolder, {', '.join(HUB_OPTIONS)}.")
+        return load_model(cls, model_folder(folder, variant, **hub) / subfolder, torch_dtype, variant)
+
+# %% ../nbs/00c_model_files.ipynb #98f0bf9b
+PROCESSOR_NAMES = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
+
+
+def load_scheduler(kind: type, folder: str | Path) -> Any:
+    "A scheduler of diffusers from its folder. FileNotFoundError or ValueError with one sentence."
+    config = read_config(folder, kind.__name__, "scheduler_config.json")
+    known = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    try:
+        return kind.from_config({name: value for name, value in config.items() if name in known})
+    except Exception as error:
+        raise ValueError(f"{Path(folder) / 'scheduler_config.json'}: gives no {kind.__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def load_processor(kind: type, folder: str | Path) -> Any:
+    "An image processor of transformers from its folder. FileNotFoundError or ValueError with one sentence."
+    path = check_folder(folder, kind.__name__) / "preprocessor_config.json"
+    config = read_json(path, f"the config of a {kind.__name__}", kind=dict, most=2**20)
+    _check_values(path, config)
+    try:
+        return kind(**{name: config[name] for name in PROCESSOR_NAMES if name in config})
+    except Exception as error:
+        raise ValueError(f"{path}: gives no {kind.__name__}: {' '.join(str(error).split())[:200]}") from None

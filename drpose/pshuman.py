@@ -6,23 +6,23 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from .model_files import weight_shapes
+from .files import read_json, reading
+from .model_files import check_folder, load_model, load_processor, load_scheduler
 from .multiview_unet import NUM_DOMAINS, MultiViewUNet
 from .photos import CLIPImageProcessor
 
 # %% auto #0
 __all__ = ['PSHUMAN_PIPELINE', 'PSHUMAN_VIEWS', 'PSHUMAN_MIRRORED', 'PROMPT_FILES', 'PSHUMAN_PARTS', 'STOCK_BLOCKS',
-           'read_prompt_file', 'encode_prompts', 'pshuman_prompts', 'load_pshuman', 'is_pshuman', 'from_stable_unclip',
-           'is_stable_unclip', 'load_stable_unclip']
+           'read_prompt_file', 'encode_prompts', 'pshuman_prompts', 'load_part', 'load_pshuman', 'is_pshuman',
+           'from_stable_unclip', 'is_stable_unclip', 'load_stable_unclip']
 
 # %% ../nbs/07b_pshuman.ipynb #ccb96f6e
 PSHUMAN_PIPELINE = "StableUnCLIPImg2ImgPipeline"
@@ -44,7 +44,10 @@ def read_prompt_file(path: Path) -> Tensor:
 # %% ../nbs/07b_pshuman.ipynb #04c0799f
 def encode_prompts(folder: Path) -> Tensor:
     "(D, V, L, C): the fixed sentences of every domain and view, through the tokenizer and text encoder in `folder`."
-    tokenizer, encoder = CLIPTokenizer.from_pretrained(folder / "tokenizer"), CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True).eval()
+    check_folder(folder / "tokenizer", "CLIPTokenizer")
+    with reading(folder / "tokenizer", "the vocabulary and merges of a CLIPTokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    encoder = load_model(CLIPTextModel, folder / "text_encoder")
     sentences = [f"a rendering image of 3D human, {view} view, {domain} map." for domain in ("normal", "color") for view in (*PSHUMAN_VIEWS, "face")]
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     tokens = tokenizer(sentences, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
@@ -74,34 +77,41 @@ PSHUMAN_PARTS = {
 }   # fmt: skip
 
 
-def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, torch_dtype: torch.dtype | None = None, **given) -> dict:
+def load_part(kind: type, folder: Path, torch_dtype: torch.dtype | None = None, variant: str | None = None):
+    "One part of a pipeline from its folder: a network, a scheduler or an image processor. FileNotFoundError or ValueError with one sentence."
+    if issubclass(kind, torch.nn.Module):
+        return load_model(kind, folder, torch_dtype, variant)
+    return load_scheduler(kind, folder) if issubclass(kind, SchedulerMixin) else load_processor(kind, folder)
+
+
+def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, torch_dtype: torch.dtype | None = None, variant: str | None = None, **given) -> dict:
     "The constructor's arguments for `multiview.MultiViewPipeline` from a checkpoint in upstream's layout, `prompt_table` as a tensor (D, V, L, C); parts in `given` are taken as they are. Raises FileNotFoundError or ValueError."
     folder = Path(folder)
     unknown = sorted(set(given) - set(PSHUMAN_PARTS))
     if unknown:
-        raise ValueError(f"{folder} is a PSHuman checkpoint, for which {', '.join(unknown)} is no option; there are prompt_embeds, torch_dtype, {', '.join(PSHUMAN_PARTS)}.")
+        raise ValueError(f"{folder} is a PSHuman checkpoint, for which {', '.join(unknown)} is no option; there are prompt_embeds, torch_dtype, variant, {', '.join(PSHUMAN_PARTS)}.")
     parts = dict(given)
     for name, kind in PSHUMAN_PARTS.items():
         if name in parts:
             continue
         if not (folder / name).is_dir():
             raise FileNotFoundError(f"{folder}: holds no part {name}, needed a {kind.__name__} there.")
-        if (folder / name / "config.json").is_file():
-            weight_shapes(folder / name)        # refuses pickles and damaged files
-            parts[name] = kind.from_pretrained(folder / name, torch_dtype=torch_dtype, use_safetensors=True)
-        else:
-            parts[name] = kind.from_pretrained(folder / name)
+        parts[name] = load_part(kind, folder / name, torch_dtype, variant)
     parts["prompt_table"] = pshuman_prompts(folder, prompt_embeds).to(torch_dtype or torch.float32)
     return parts | {"azimuths": list(PSHUMAN_VIEWS.values()), "mirrored": [view in PSHUMAN_MIRRORED for view in PSHUMAN_VIEWS], "descriptor": "clip"}
 
 
 def is_pshuman(folder: str | Path) -> bool:
     "Whether a folder's index names upstream's pipeline."
-    index = Path(folder) / "model_index.json"
+    return _class_in(Path(folder) / "model_index.json") == PSHUMAN_PIPELINE
+
+
+def _class_in(path: Path) -> str | None:
+    "The class that a config names; None for no config, whoever loads it will say what is wrong."
     try:
-        return index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") == PSHUMAN_PIPELINE
-    except (ValueError, AttributeError):
-        return False    # read_config will say what is wrong with it
+        return read_json(path, "a config", kind=dict, most=2**20).get("_class_name")
+    except (ValueError, FileNotFoundError):
+        return None
 
 # %% ../nbs/07b_pshuman.ipynb #5f220b68
 STOCK_BLOCKS = {"CrossAttnDownBlock2D": "CrossAttnDownBlockMV2D", "CrossAttnUpBlock2D": "CrossAttnUpBlockMV2D", "UNetMidBlock2DCrossAttn": "UNetMidBlockMV2DCrossAttn"}
@@ -115,8 +125,7 @@ def from_stable_unclip(
 ) -> MultiViewUNet:
     "A multi-view U-Net that starts where a stock one stands. ValueError if the stock one has no place for image embeddings or another kind of block."
     if not isinstance(stock, UNet2DConditionModel):
-        weight_shapes(stock)    # refuses pickles and damaged files
-        stock = UNet2DConditionModel.from_pretrained(stock, use_safetensors=True)
+        stock = load_model(UNet2DConditionModel, stock)
     if stock.config.class_embed_type != "projection":
         raise ValueError(f"the stock U-Net has class_embed_type {stock.config.class_embed_type!r}, needed 'projection': one of the unCLIP family, which reads image embeddings.")
     if in_channels < stock.config.in_channels:
@@ -141,10 +150,7 @@ def from_stable_unclip(
 # %% ../nbs/07b_pshuman.ipynb #51f0b199
 def is_stable_unclip(folder: str | Path) -> bool:
     "Whether a folder holds the stock U-Net: its index names the same pipeline as PSHuman's."
-    try:
-        return json.loads((Path(folder) / "unet" / "config.json").read_text(encoding="utf-8")).get("_class_name") == "UNet2DConditionModel"
-    except (OSError, ValueError, AttributeError):
-        return False    # whoever loads it will say what is wrong
+    return _class_in(Path(folder) / "unet" / "config.json") == "UNet2DConditionModel"
 
 
 def load_stable_unclip(folder: str | Path, prompt_embeds: str | Path | None = None, in_channels: int = 8) -> dict:

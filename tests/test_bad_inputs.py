@@ -225,7 +225,7 @@ BAD = {
     "pipeline: starting noise": (lambda w: pipeline_call(w, latents=torch.zeros(1, 4, 8, 8)), ValueError, "latents must have shape"),
     # datasets and benchmarks
     "pairs: no card": (lambda w: PosePairs(w.folder), FileNotFoundError, "dataset.json"),
-    "pairs: card of another kind": (lambda w: PosePairs(pairs_folder(w, "[4]")), ValueError, "holds a list"),
+    "pairs: card of another kind": (lambda w: PosePairs(pairs_folder(w, "[4]")), ValueError, "holds a JSON list"),
     "pairs: shard is no Parquet": (lambda w: PosePairs(pairs_folder(w, '{"pairs": 4}', b"PAR1 torn")), ValueError, "pairs-000000.parquet"),
     "pairs: shards missing": (lambda w: PosePairs(pairs_folder(w, '{"pairs": 4}')), ValueError, "promises 4 pairs"),
     "plan: selection": (lambda w: plan_dataset(4, selection="best", body_model=w.body), ValueError, "'best'"),

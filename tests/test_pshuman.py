@@ -219,7 +219,7 @@ def test_broken_checkpoints_get_one_sentence(name, checkpoint):
 
 
 def test_unknown_options_are_refused(checkpoint):
-    with pytest.raises(ValueError, match="colour is no option; there are prompt_embeds, torch_dtype, unet"):
+    with pytest.raises(ValueError, match="colour is no option; there are prompt_embeds, torch_dtype, variant, unet"):
         load_pshuman(checkpoint, colour="red")
 
 
