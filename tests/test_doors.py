@@ -44,8 +44,8 @@ from drpose.scans import POSE_FILE, read_fit, read_scan, read_scan_pictures, rea
 from drpose.training import PostTrainConfig
 
 SECONDS, BYTES = 5.0, 1e9
-PER_DOOR = 60
-SLOW = {"body": 16, "pipeline": 80, "PSHuman": 40}  # a whole body has 40 MB, and pipelines have many files
+PER_DOOR = 30
+SLOW = {"body": 8, "pipeline": 40, "PSHuman": 24}  # a whole body has 40 MB, and pipelines have many files
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
