@@ -5,6 +5,7 @@
 # %% ../nbs/07_photos.ipynb #93ef4d0e
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from scipy import ndimage
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
+
+from .files import read_picture
 
 try:
     from transformers import CLIPImageProcessorPil as CLIPImageProcessor  # transformers 5: of its two, the one that resizes as the released model's did
@@ -23,7 +27,8 @@ except ImportError:
     from transformers import CLIPImageProcessor
 
 # %% auto #0
-__all__ = ['SMALLEST_PERSON', 'open_photo', 'cut_out_person', 'FramedPhoto', 'frame_person', 'prepare_photo', 'ClipDescriber']
+__all__ = ['OPAQUE', 'WHOLE_PICTURE', 'SMALLEST_PERSON', 'VISIBLE', 'FRINGE', 'SPECK', 'open_photo', 'cut_out_person',
+           'FramedPhoto', 'frame_person', 'person_mask', 'touched_edges', 'prepare_photo', 'ClipDescriber']
 
 # %% ../nbs/07_photos.ipynb #52905b3d
 def _eight_bit(picture: Image.Image) -> Image.Image:
@@ -43,22 +48,20 @@ def open_photo(photo: str | Path | Image.Image) -> Image.Image:
     name = "photo" if isinstance(photo, Image.Image) else str(photo)
     try:
         if not isinstance(photo, Image.Image):
-            with Image.open(photo) as opened:
-                opened.load()
-                photo = opened
+            photo = read_picture(photo, "a photo (PNG, JPEG, WebP or the like)")
         photo = ImageOps.exif_transpose(_eight_bit(photo))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such file") from None
-    except (UnidentifiedImageError, IsADirectoryError):
-        raise ValueError(f"{name}: is no picture that Pillow can read, needed PNG, JPEG, WebP or the like") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise error if str(error).startswith(name) else ValueError(f"{name}: {error}") from None
     return photo.convert("RGBA" if photo.has_transparency_data else "RGB")
 
 # %% ../nbs/07_photos.ipynb #ecb52a3f
+OPAQUE = 242  # of 255: an alpha above it hides nothing that anybody would see
+WHOLE_PICTURE = 0.98  # of the pixels opaque: an alpha that cuts nobody out
+
+
 def cut_out_person(photo: Image.Image) -> Image.Image:
     "RGBA with the person's alpha: the photo's own if it has one, else drawn by rembg. ImportError if that is needed and missing, ValueError if nobody is found."
-    if photo.mode == "RGBA" and np.asarray(photo)[..., 3].min() < 255:
+    if photo.mode == "RGBA" and (np.asarray(photo)[..., 3] > OPAQUE).mean() < WHOLE_PICTURE:
         return _with_somebody(photo, "its alpha is 0 everywhere")
     try:
         from rembg import remove
@@ -117,11 +120,43 @@ def frame_person(
     return FramedPhoto(body, _on_white(face)[0], alpha)
 
 # %% ../nbs/07_photos.ipynb #00d25523
+VISIBLE = 13  # of 255: an alpha below it is seen by nobody
+FRINGE = 0.03  # of the person's longer side: so far a soft outline may reach beyond what is visible
+SPECK = 0.01  # of the heaviest island in the mask: a lighter one is dirt
+
+
+def _box(mask: np.ndarray) -> np.ndarray:
+    "Left, top, right, bottom of a mask, the last row and column included."
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]])
+
+
+def person_mask(alpha: np.ndarray) -> np.ndarray:
+    "Which pixels of an alpha (H, W) of 8 bits belong to the person: all that are not 0 in a clean one; without specks and haze in another. ValueError if there is nobody."
+    if alpha.max(initial=0) < VISIBLE:
+        raise ValueError(f"the photo has an empty mask (its alpha is {int(alpha.max(initial=0))} of 255 at most), so there is no person to show")
+    mask, solid = _without_specks(alpha, alpha > 0), _without_specks(alpha, alpha >= VISIBLE)
+    box = _box(solid)
+    haze = np.abs(_box(mask) - box).max() > FRINGE * (box[2:] - box[:2]).max() + 4
+    return solid if haze else mask
+
+
+def _without_specks(alpha: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    "The mask without its light islands."
+    islands, count = ndimage.label(mask, np.ones((3, 3)))
+    weights = np.bincount(islands.ravel(), alpha.ravel(), count + 1)
+    weights[0] = 0
+    return (weights >= SPECK * weights.max())[islands] & mask
+
+
 def _centred(photo: Image.Image, crop_size: int, frame: int) -> Image.Image:
     "The outline's box, its longer side scaled to crop_size, in the middle of a transparent square."
-    rows, columns = np.nonzero(np.asarray(photo)[..., 3])
-    if len(rows) == 0:
-        raise ValueError("the photo has an empty mask (its alpha is 0 everywhere), so there is no person to show")
+    alpha = np.asarray(photo)[..., 3]
+    mask = person_mask(alpha)
+    if not mask[alpha > 0].all():
+        photo = photo.copy()
+        photo.putalpha(Image.fromarray(np.where(mask, alpha, 0).astype(np.uint8)))
+    rows, columns = np.nonzero(mask)
     box = columns.min(), rows.min(), columns.max(), rows.max()  # PSHuman's, without the last row and column
     width, height = int(box[2] - box[0]), int(box[3] - box[1])
     if max(width, height) < SMALLEST_PERSON:
@@ -133,15 +168,29 @@ def _centred(photo: Image.Image, crop_size: int, frame: int) -> Image.Image:
     return canvas
 
 # %% ../nbs/07_photos.ipynb #0650486f
+def touched_edges(photo: Image.Image) -> list[str]:
+    "At which edges of an RGBA photo the person is cut off: \"upper\", \"lower\", \"left\", \"right\" (in the picture)."
+    visible = np.asarray(photo)[..., 3]
+    visible = person_mask(visible) & (visible > 127)
+    sides = {"upper": visible[0], "lower": visible[-1], "left": visible[:, 0], "right": visible[:, -1]}
+    longest = (_box(visible)[2:] - _box(visible)[:2]).max() if visible.any() else 0
+    return [name for name, edge in sides.items() if edge.sum() > 0.05 * longest]
+
+
 def prepare_photo(
     photo: str | Path | Image.Image,
     crop_size: int | None = 740,   # as in frame_person
     frame: int = 768,
 ) -> FramedPhoto:
-    "Open, cut out and frame one photo. Errors name the file and are those of the three steps."
+    "Open, cut out and frame one photo. Errors name the file and are those of the three steps; a person whom the picture's edge cuts off is framed by what there is, with a warning."
     picture = open_photo(photo)
     try:
-        return frame_person(cut_out_person(picture), crop_size, frame)
+        cut_out = cut_out_person(picture)
+        framed = frame_person(cut_out, crop_size, frame)
+        edges = [] if crop_size is None else touched_edges(cut_out)
+        if edges:
+            warnings.warn(f"{photo if isinstance(photo, (str, Path)) else 'photo'}: the person reaches the {' and '.join(edges)} edge of the picture, so part of the body may be missing; models of whole bodies draw it shorter or invent it", stacklevel=2)
+        return framed
     except (ValueError, ImportError) as error:
         raise type(error)(f"{photo}: {error}" if isinstance(photo, (str, Path)) else str(error)) from None
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from drpose.photos import ClipDescriber, CLIPImageProcessor, cut_out_person, frame_person, open_photo, prepare_photo
+from drpose.photos import CLIPImageProcessor, ClipDescriber, cut_out_person, frame_person, open_photo, person_mask, prepare_photo
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 
@@ -111,6 +111,68 @@ def test_matting_is_asked_only_without_alpha(monkeypatch):
     assert cut_out_person(Image.new("RGBA", (60, 90), (1, 2, 3, 255))).mode == "RGBA" and len(asked) == 2, "an alpha of 255 everywhere says nothing"
 
 
+@pytest.mark.parametrize("alpha", [254, 255, 243])
+def test_an_alpha_that_cuts_nobody_out_is_none(alpha, monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "rembg", types.SimpleNamespace(remove=lambda photo: asked.append(photo.mode) or somebody(*photo.size)))
+    photo = Image.new("RGBA", (60, 90), (1, 2, 3, alpha))
+    photo.putpixel((0, 0), (0, 0, 0, 0))
+    assert np.asarray(cut_out_person(photo))[..., 3].min() == 0 and asked == ["RGB"]
+
+
+def rows_of(picture: np.ndarray) -> tuple[int, float]:
+    "Height and middle of the framed person, pixels of the frame."
+    rows = np.flatnonzero((prepare_photo(Image.fromarray(picture, "RGBA")).alpha.numpy() > 0.5).any(1))
+    return len(rows), (rows[0] + rows[-1]) / 2
+
+
+DIRT = {
+    "specks of alpha 1 and 2": lambda picture: (picture.__setitem__((398, 298, 3), 2), picture.__setitem__((1, 150, 3), 1)),
+    "a visible speck": lambda picture: picture.__setitem__((slice(2, 8), slice(2, 8)), 255),
+    "a haze": lambda picture: np.maximum(picture[..., 3], 2, out=picture[..., 3]),
+    "a haze that fades": lambda picture: np.maximum(picture[..., 3], np.linspace(0, 11, 400).astype(np.uint8)[:, None], out=picture[..., 3]),
+    "a line at the border": lambda picture: picture.__setitem__((399, slice(None), 3), 3),
+}
+
+
+@pytest.mark.parametrize("name", DIRT)
+def test_dirt_in_the_alpha_moves_nobody(name):
+    picture = np.zeros((400, 300, 4), np.uint8)
+    picture[100:300, 110:190] = (200, 40, 40, 255)
+    clean = rows_of(picture)
+    dirty = picture.copy()
+    DIRT[name](dirty)
+    assert not np.array_equal(picture, dirty)
+    found = rows_of(dirty)
+    assert abs(found[0] - clean[0]) <= 2 and abs(found[1] - clean[1]) <= 1
+
+
+def test_a_clean_outline_counts_to_its_last_pixel():
+    "Soft edges, and parts that hang together by nothing (a hand behind a pole), as upstream takes them."
+    y, x = np.mgrid[:400, :300]
+    soft = np.clip(255 * (1.2 - np.hypot((x - 150) / 60, (y - 200) / 110)) * 4, 0, 255).astype(np.uint8)
+    soft[180:200, 30:60] = 255
+    assert 0 < soft[soft > 0].min() < 13 and np.array_equal(person_mask(soft), soft > 0)
+
+
+def test_a_person_cut_off_by_the_picture_is_told(recwarn):
+    picture = np.zeros((400, 300, 4), np.uint8)
+    picture[100:300, 110:190] = (200, 40, 40, 255)
+    prepare_photo(Image.fromarray(picture, "RGBA"))
+    assert not recwarn.list
+    picture[300:, 110:190] = (200, 40, 40, 255)
+    with pytest.warns(UserWarning, match="reaches the lower edge of the picture"):
+        framed = prepare_photo(Image.fromarray(picture, "RGBA"))
+    rows = np.flatnonzero((framed.alpha.numpy() > 0.5).any(1))
+    assert 735 <= len(rows) <= 741, "framed by what there is"
+
+
+def test_a_postscript_is_no_photo(tmp_path):
+    "Pillow would start another program for it."
+    with pytest.raises(ValueError, match="cannot be read as a photo"):
+        open_photo(written(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"))
+
+
 def written(folder: Path, content: bytes) -> Path:
     path = folder / "photo.png"
     path.write_bytes(content)
@@ -119,8 +181,8 @@ def written(folder: Path, content: bytes) -> Path:
 
 BAD = {
     "no such file": (lambda folder: folder / "none.png", FileNotFoundError, r"none\.png: no such file"),
-    "no picture": (lambda folder: written(folder, b"hello"), ValueError, r"photo\.png: is no picture"),
-    "a folder": (lambda folder: folder, ValueError, "is no picture"),
+    "no picture": (lambda folder: written(folder, b"hello"), ValueError, r"photo\.png: cannot be read as a photo"),
+    "a folder": (lambda folder: folder, ValueError, "is a folder, needed a photo"),
     "cut short": (lambda folder: written(folder, png_bytes(somebody())[:120]), ValueError, r"photo\.png: "),
     "empty mask": (lambda folder: Image.new("RGBA", (64, 64)), ValueError, "empty mask"),
     "one pixel": (lambda folder: Image.new("RGBA", (1, 1), (9, 9, 9, 128)), ValueError, "1 x 1 pixels, needed at least 16"),
