@@ -202,6 +202,10 @@ class Framing:
     center: Tensor  # (B, 3) the point that goes to the middle of the frame
     scale: Tensor  # (B,) frame units per unit of the points
 
+    def to(self, *args, **kwargs):
+        "The same on another device or in another precision."
+        return Framing(self.center.to(*args, **kwargs), self.scale.to(*args, **kwargs))
+
     def apply(self, points: Tensor) -> Tensor:
         "Frame coordinates (B, N, 3) of points (B, N, 3)."
         check_last("points", points, (None, 3), "positions x, y, z, one set per framed body")

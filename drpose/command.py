@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Parameter:
 
 def jobs_folder() -> Path:
     "The folder of the job notebooks: beside the package in a wheel, `nbs/runs` in a checkout. FileNotFoundError if there is neither."
-    package = Path(__file__).resolve().parent
+    package = Path(find_spec("drpose").origin).resolve().parent
     found = next((folder for folder in (package / "jobs", package.parent / "nbs" / "runs") if (folder / "posttrain.ipynb").is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{package / 'jobs'}: no such folder, needed the job notebooks; install drpose again")

@@ -208,7 +208,7 @@ def reframe(images: ImageSet, generator: torch.Generator, share: float = 0.75) -
             whole[i] = source[i][..., :1, :1]
             whole[i][inside] = F.interpolate(flat, size=(n, n), mode="bilinear", antialias=True).reshape(*source[i].shape[:-2], n, n).to(whole.dtype)
         # Image rows run down and the y axis up; the frame is one unit wide, its middle is the origin.
-        moved = torch.tensor([0.0, 0.5 - (top + n / 2) / size, 0.0])
+        moved = torch.tensor([0.0, 0.5 - (top + n / 2) / size, 0.0], device=joints.device)
         joints[i], scale[i] = joints[i] * n / size + moved, scale[i] * n / size
     return ImageSet(pictures, masks, joints, scale)
 
@@ -297,7 +297,7 @@ _SCHEMA = pa.schema([
 
 def _png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
     return buffer.getvalue()
 
 

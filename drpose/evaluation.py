@@ -183,13 +183,16 @@ def evaluate_views(
     _check_views(images, latents, truth, rig)
     views, grid = _unseen(rig, seen), latents.shape[-1]
     image_rig, latent_rig = rig if images is None else rig.resized(images.shape[-1]), rig.resized(grid)
-    found = judge.joints(latents, latent_rig)
-    points2d, joints3d = (found[k] if isinstance(found, Mapping) else getattr(found, k) for k in ("points2d", "joints3d"))
-    features = _numbers(judge.features(latents, latent_rig)).reshape(len(truth), rig.num_views, -1)[:, views]
+    latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()  # measured on the processor; the judge reads where it is
+    place = getattr(judge, "device", "cpu")
+    asked = latents.to(place)
+    found = judge.joints(asked, latent_rig)
+    points2d, joints3d = ((found[k] if isinstance(found, Mapping) else getattr(found, k)).cpu() for k in ("points2d", "joints3d"))
+    features = _numbers(judge.features(asked, latent_rig)).reshape(len(truth), rig.num_views, -1)[:, views]
     return PerSample(
         **pose_metrics(points2d * (image_rig.image_size / grid), joints3d, truth.joints, truth.scale, image_rig, seen),
         **({} if images is None else picture_metrics(images, truth, views)),
-        judge_reward=_numbers(judge.reward(latents, truth.joints, latent_rig)),
+        judge_reward=_numbers(judge.reward(asked, truth.joints.to(place), latent_rig)),
         drift=None if base_latents is None else _numbers(drift(latents, base_latents)),
         features=features,
     )

@@ -29,7 +29,7 @@ from .multiview import MultiViewPipeline, pixels_per_cell
 from .multiview_unet import MultiViewUNet, load_lora
 from .posescore import SkeletonPredictor
 from .rewards import FigureMap, PerceptualDistance, RewardSum, read_recipe
-from .runs import LoopResult, config_from, new_accelerator
+from .runs import LoopResult, config_from, new_accelerator, training_device
 from .scans import POSE_FILE
 from .training import PostTrainConfig, PostTrainResult, condition_pairs, embedded_models, finished, fit_figure, posttrain
 
@@ -168,7 +168,7 @@ def launch(config: PostTrainConfig, sources: PostTrainSources, run_path: str | P
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}; it must be a whole number, 1 or larger")
     if processes == 1:
-        return posttrain(config, run_path=run_path, on_step=on_step, **load_sources(config, sources, "cuda" if torch.cuda.is_available() else "cpu"))
+        return posttrain(config, run_path=run_path, on_step=on_step, **load_sources(config, sources, training_device()))
     run_path = Path(run_path).resolve()
     (run_path / RESULT).unlink(missing_ok=True)  # an earlier sitting's must not pass for this one's
     write_json(run_path / JOB, {"config": asdict(config), "sources": asdict(sources.absolute()), "processes": processes})

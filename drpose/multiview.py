@@ -62,7 +62,7 @@ def place_of(model: torch.nn.Module) -> torch.device:
         for each in getattr(hook, "hooks", (hook,)):
             if getattr(each, "execution_device", None) is not None:
                 return torch.device(each.execution_device)
-    return next(model.parameters()).device
+    return next(tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors).device
 
 
 def encode_images(

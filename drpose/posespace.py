@@ -233,5 +233,5 @@ def self_collision(
     points = torch.cat([joints[:, :_SKULL], joints[:, 23:25].mean(1, keepdim=True)], 1)
     starts, ends = points[:, _ends[:, 0]], points[:, _ends[:, 1]]
     a, b = _pairs.unbind(1)
-    overlap = _radii[a] + _radii[b] - segment_distance(starts[:, a], ends[:, a], starts[:, b], ends[:, b])
+    overlap = (_radii[a] + _radii[b]).to(points) - segment_distance(starts[:, a], ends[:, a], starts[:, b], ends[:, b])
     return overlap.amax(-1).clamp(min=0)

@@ -179,7 +179,7 @@ class FigureMap(nn.Module):
         domains, channels = latents.shape[1], latents.shape[3]
         cells = latents.permute(0, 2, 4, 5, 1, 3).reshape(-1, domains * channels).double()
         cells, covered = F.pad(cells, (0, 1), value=1.0), masks.flatten().double()
-        answer, keep = cells.new_zeros(cells.shape[1]), ridge * torch.eye(cells.shape[1], dtype=torch.double)
+        answer, keep = cells.new_zeros(cells.shape[1]), ridge * torch.eye(cells.shape[1], dtype=torch.double, device=cells.device)
         for _ in range(newton_steps):
             guess = (cells @ answer).sigmoid()
             bend = (cells * (guess * (1 - guess) + 1e-6)[:, None]).T @ cells

@@ -38,7 +38,7 @@ from .model_files import means_hub
 # %% auto #0
 __all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'TRACKERS', 'WHOLE', 'require', 'nearest_name', 'config_from',
            'notebook_parameters', 'split_settings', 'environment', 'RunDirectory', 'LoopConfig', 'learning_rate_at',
-           'Share', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
+           'Share', 'training_device', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
 
 # %% ../nbs/10a_runs.ipynb #4b01c65a
 def require(condition: bool, field: str, found: Any, needed: str) -> None:
@@ -298,6 +298,11 @@ class Share:
 WHOLE = Share()
 
 
+def training_device() -> torch.device:
+    "Where a run computes: what ACCELERATE_TORCH_DEVICE names, as accelerate takes it, else a GPU if there is one, else the processor."
+    return torch.device(os.environ.get("ACCELERATE_TORCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def new_accelerator(config: LoopConfig, folder: Path) -> Accelerator:
     "Devices and processes as they are found, half precision and curves as asked. Buffers stay with their process. ImportError if the tracker is not installed."
     if config.tracker != "none" and importlib.util.find_spec(config.tracker) is None:
@@ -305,7 +310,7 @@ def new_accelerator(config: LoopConfig, folder: Path) -> Accelerator:
     tracker = None if config.tracker == "none" else config.tracker
     AcceleratorState._reset_state()  # it is one per process; without this a kernel that once trained in full precision would refuse to train in half
     own_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.precision, log_with=tracker, project_dir=folder, kwargs_handlers=[own_buffers])
+    return Accelerator(cpu=training_device().type == "cpu", mixed_precision=config.precision, log_with=tracker, project_dir=folder, kwargs_handlers=[own_buffers])
 
 # %% ../nbs/10a_runs.ipynb #599dc60d
 @dataclass

@@ -25,7 +25,7 @@ from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import Framing, ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs, draw_set, encode_set, render_set
 from .inputs import digest_of
-from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell, predict
+from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell, place_of, predict
 from .multiview_unet import LORA_FILE, HandOver, idle_parameters, load_lora, lora_settings, lora_targets, merged, save_lora, without_adapters
 from .posescore import PoseScore, SkeletonPredictor
 from .pretraining import train_autoencoder, train_base, train_skeleton_predictor
@@ -129,8 +129,9 @@ OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell a
 
 
 def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig, cells: int) -> Tensor:
-    "Share of each latent cell that the naked body covers, (B, V, cells, cells)."
-    drawn = rasterize(framing.apply(body_model(pose).vertices), body_model.faces, rig.resized(OUTLINE_FACTOR * cells))
+    "Share of each latent cell that the naked body covers, (B, V, cells, cells), on the body model's device."
+    device = place_of(body_model)
+    drawn = rasterize(framing.to(device).apply(body_model(pose.to(device)).vertices), body_model.faces, rig.resized(OUTLINE_FACTOR * cells))
     return F.avg_pool2d((drawn.pix_to_face >= 0).float(), OUTLINE_FACTOR)
 
 
@@ -154,8 +155,8 @@ def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: B
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
         told = pipeline.condition(framed_pictures(images, size, config.face_view), noise, 0)
-        joints = torch.cat([item["framing"].apply(body_model.joints(item["pose"])[:, list(SKELETON_JOINTS)]) for item in items])
-        masks = [] if outlines is None else [torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size) for item in items])]
+        joints = torch.cat([item["framing"].apply(body_model.joints(item["pose"].to(place_of(body_model)))[:, list(SKELETON_JOINTS)].cpu()) for item in items])
+        masks = [] if outlines is None else [torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size).cpu() for item in items])]
         columns.append((told.condition_latents.float().cpu(), told.class_labels.float().cpu(), joints, *masks))
     made_from = digest_of(seen.hexdigest(), pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder]))
     return PairConditions(*(torch.cat(column) for column in zip(*columns, strict=True)), made_from=made_from)

@@ -1,0 +1,460 @@
+"""What runs on an accelerator must give what it gives on the processor: `python tests/device_checks.py <device> [name …]`.
+
+Each check below runs once on the processor and once on the device, in miniature, and its numbers are compared. The device is "cuda", or "pretend" (see `pretend_device`), which needs no GPU.
+While a check runs on the device, the public functions of the package that meet a tensor or a network there are noted; `test_device.py` compares them with all that handle tensors, so that a new one joins by itself.
+The last line printed is JSON: {check: {"seconds", "error", "worst"}}, the functions met under "covered"."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS))
+
+import tiny_parts  # noqa: E402
+from project_files import NOTEBOOKS, code_cells, parameter_cells, source  # noqa: E402
+
+import drpose  # noqa: E402
+from drpose.animation import RenderAnimator, clothing_regions, draw_crowd, photograph  # noqa: E402
+from drpose.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle, z_up_to_y_up  # noqa: E402
+from drpose.calibration import calibrate, rank_correlation  # noqa: E402
+from drpose.cameras import ViewRig, frame_by_diagonal, frame_photo, resample_photo, triangulate  # noqa: E402
+from drpose.dataset import TINY_RIG, Plan, PosePairs, build_dataset, draw_set, encode_set, plan_dataset, reframe, render_set  # noqa: E402
+from drpose.evaluation import body_tilt, compare, constant_pose_metrics, evaluate_latents, generate_latents, judge_errors, load_benchmark, load_scan_benchmark, summarise_strata  # noqa: E402
+from drpose.guards import pair_benchmark  # noqa: E402
+from drpose.inputs import digest_of  # noqa: E402
+from drpose.launching import PostTrainSources, launch, load_sources, rig_of  # noqa: E402
+from drpose.metrics import frechet_distance, pixel_errors, sharpness  # noqa: E402
+from drpose.multiview import MultiViewPipeline, decode_latents, encode_images, pil_images, unmirror  # noqa: E402
+from drpose.multiview_unet import adapters_off, load_lora, merged, save_lora, without_adapters  # noqa: E402
+from drpose.posespace import limit_violation, self_collision  # noqa: E402
+from drpose.posescore import PoseScore, SkeletonPredictor, read_joints  # noqa: E402
+from drpose.pretraining import AutoencoderConfig, BaseConfig, PredictorConfig, base_error, estimate_latents, new_autoencoder, tiny_unet, train_autoencoder, train_base, train_skeleton_predictor  # noqa: E402
+from drpose.pshuman import from_stable_unclip, load_stable_unclip  # noqa: E402
+from drpose.rendering import render_views, skeleton_maps  # noqa: E402
+from drpose.rewards import TERMS, FigureMap, PerceptualDistance, RewardSum  # noqa: E402
+from drpose.runs import RunDirectory, new_accelerator  # noqa: E402
+from drpose.scans import encode_scans, read_scan, render_scan, render_scans  # noqa: E402
+from drpose.selection import diversity, farthest_point_sampling, geodesic_features, pose_difficulty, pose_features  # noqa: E402
+from drpose.training import PostTrainConfig, condition_pairs, embedded_models, fit_figure, posttrain  # noqa: E402
+from drpose.tuning import Plan as RolloutPlan  # noqa: E402, F401
+from drpose.viewers import contact_sheet, mesh_figure, plot_skeleton, show_views, tint_maps, to_image  # noqa: E402
+
+Device = str | torch.device
+Check = Callable[[Device, Path], dict]
+CHECKS: dict[str, Check] = {}
+CLOSE = 1e-5  # largest difference allowed, of numbers of size 1
+LOOSE = {"half precision", "training in half precision"}  # whose last bits depend on where halves are rounded
+
+
+def check(name: str) -> Callable[[Check], Check]:
+    def keep(function: Check) -> Check:
+        CHECKS[name] = function
+        return function
+
+    return keep
+
+
+def seeds(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def pipeline_on(device: Device, folder: Path | str | None = None, **options) -> MultiViewPipeline:
+    pipeline = MultiViewPipeline.from_pretrained(folder or embedded_models() / "pipeline", **options).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def cut_out(height: int, width: int) -> Image.Image:
+    "A photo with a person-sized block that is cut out."
+    levels = torch.randint(0, 255, (height, width, 4), generator=seeds(), dtype=torch.uint8).numpy()
+    levels[..., 3] = 0
+    levels[height // 8 : -height // 8, width // 3 : -width // 3, 3] = 255
+    return Image.fromarray(levels, "RGBA")
+
+
+def reader_on(device: Device, name: str = "predictor") -> SkeletonPredictor:
+    return SkeletonPredictor.from_pretrained(embedded_models() / name).to(device).eval()
+
+
+def some_poses(count: int = 3) -> Pose:
+    return draw_set("pool", count, 3, load_body()).poses
+
+
+@check("bodies, cameras and pictures")
+def bodies(device, folder):
+    body, poses = load_body().to(device), some_poses().to(device)
+    found = body(poses)
+    framing, rig = frame_by_diagonal(found.vertices), ViewRig((0.0, 90.0), image_size=32)
+    joints = framing.apply(found.joints[:, :23])
+    views = render_views(found, rig, 32, supersample=2, shading=0.5)
+    maps, points = skeleton_maps(joints, rig, 1.0), rig.project(joints)[0]
+    back = triangulate(rig, points)
+    mesh = mesh_figure(found.vertices[0], body.faces)
+    plot_skeleton(joints[0])
+    return {
+        "vertices": found.vertices, "joints": body.joints(poses), "turned": z_up_to_y_up(poses, body.joints(poses.rest(len(poses)))[:, 0]).axis_angles, "normals": views.normals, "colors": views.colors, "masks": views.masks, "maps": maps, "points": points,
+        "triangulated": back, "there and back": framing.invert(framing.apply(found.vertices)), "regions": clothing_regions(body), "mesh": torch.tensor(mesh is not None),
+    }  # fmt: skip
+
+
+@check("dressed people and their photographs")
+def people(device, folder):
+    body, poses = load_body().to(device), some_poses().to(device)
+    taken = photograph(body, poses, draw_crowd(body, [1, 2, 3]), ViewRig((0.0, 180.0)), 48)
+    images, framing = RenderAnimator(body, 32).animate(poses, 7)
+    return {"colors": taken.views.colors, "images": images, "scale": framing.scale}
+
+
+@check("poses and their choice")
+def poses(device, folder):
+    body, drawn = load_body().to(device), some_poses(8).to(device)
+    joints = body.joints(drawn)
+    features, spread = pose_features(joints), diversity(joints)
+    return {
+        "features": features, "chosen": farthest_point_sampling(features, 3), "geodesic": geodesic_features(drawn), "difficulty": pose_difficulty(joints), "tilt": body_tilt(joints[:, :23]),
+        "spread": torch.tensor([value for value in vars(spread).values() if isinstance(value, float)]), "angles": matrix_to_axis_angle(axis_angle_to_matrix(drawn.axis_angles)),
+        "limits": limit_violation(drawn.axis_angles), "collisions": self_collision(joints),
+    }  # fmt: skip
+
+
+@check("pairs, sets and latents")
+def sets(device, folder):
+    body, vae = load_body().to(device), pipeline_on(device).vae
+    drawn = draw_set("everyday", 3, 1, body)
+    rendered = next(render_set(drawn, body, TINY_RIG))
+    latents = encode_set(vae, reframe(rendered, seeds(), 0.5))
+    build_dataset(plan_dataset(4, candidates=2, body_model=body), folder / "pairs", RenderAnimator(body))
+    return {"images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"]}
+
+
+REWARD = " + ".join(TERMS)
+
+
+@check("rewards and their gradients")
+def rewards(device, folder):
+    body, poses = load_body(), some_poses(2)
+    reader = reader_on(device)
+    perceptual = PerceptualDistance(tiny_parts.vgg_file(folder / "vgg.safetensors")).to(device)
+    latents = torch.randn(2, 2, 4, 4, 16, 16, generator=seeds()).to(device).requires_grad_()
+    joints = 0.2 * torch.randn(2, 23, 3, generator=seeds(1)).to(device)
+    masks = torch.rand(2, 4, 16, 16, generator=seeds(2)).to(device)
+    figure = FigureMap.fit(torch.randn(3, 2, 4, 4, 8, 8, generator=seeds(3)).to(device), torch.rand(3, 4, 8, 8, generator=seeds(4)).to(device))
+    score = RewardSum(reader, REWARD, figure=figure, perceptual=perceptual).to(device)
+    rig = TINY_RIG.resized(16)
+    value = score(latents, joints, rig, masks) if "masks" in str(inspect.signature(score.forward)) else score(latents, joints, rig)
+    plain = PoseScore(reader, body.to(device))
+    asked = plain(latents, poses.to(device), rig)
+    (value.sum() + asked.sum()).backward()
+    found = read_joints(reader(latents, rig), rig)
+    return {"value": value, "pose": asked, "gradient": latents.grad, "weight": figure.weight, "points": found.points2d, "joints": found.joints3d}
+
+
+@check("our pipeline")
+def ours(device, folder):
+    pipeline, photo, found = pipeline_on(device), torch.rand(2, 3, 64, 64, generator=seeds()), {}
+    for name, options in {"plain": {}, "guided": {"guidance_scale": 2.0, "eta": 0.7, "keep_photo": True}, "sequential": {"guidance_scale": 2.0, "sequential_guidance": True}}.items():
+        found[name] = pipeline(photo, 3, generator=seeds(1), **options).images
+    pipeline.vae.enable_slicing()
+    found["latents"] = pipeline(photo, 3, generator=seeds(1), output_type="latent").images
+    found["framed"] = pipeline(cut_out(80, 80), 2, generator=seeds(1), crop_size=50, latents=torch.randn(1, 2, 4, 4, 16, 16, generator=seeds(2))).images
+    assert len(pil_images(found["plain"][0, 0])) == 4
+    return found
+
+
+@check("half precision")
+def half(device, folder):
+    pipeline = pipeline_on(device, torch_dtype=torch.bfloat16)
+    return {"images": pipeline(torch.rand(1, 3, 64, 64, generator=seeds()), 2, generator=seeds(1)).images.float()}
+
+
+@check("PSHuman's layout")
+def pshuman(device, folder):
+    checkpoint = tiny_parts.pshuman_checkpoint(folder / "PSHuman")
+    pipeline, found = pipeline_on(device, checkpoint), {}
+    photo = cut_out(90, 60)
+    for name, options in {"plain": {}, "guided": {"guidance_scale": 3.0, "eta": 1.0, "noise_level": 5}, "sequential": {"guidance_scale": 3.0, "sequential_guidance": True}}.items():
+        found[name] = pipeline(photo, 2, generator=seeds(1), crop_size=40, **options).images
+    twelve = MultiViewPipeline(**{name: part for name, part in pipeline.components.items() if name != "unet"}, unet=from_stable_unclip(tiny_parts.stable_unclip_checkpoint(folder / "stock") / "unet", in_channels=12).to(device), azimuths=pipeline.config.azimuths, mirrored=pipeline.config.mirrored, descriptor="clip")
+    twelve.set_progress_bar_config(disable=True)
+    found["bodies"] = twelve(photo, 2, generator=seeds(1), crop_size=40, body_images=torch.rand(1, 7, 3, 48, 48, generator=seeds(2))).images
+    return found
+
+
+@check("parts on the device in turn")
+def offloaded(device, folder):
+    pipeline = MultiViewPipeline.from_pretrained(tiny_parts.pshuman_checkpoint(folder / "PSHuman"))
+    pipeline.set_progress_bar_config(disable=True)
+    if torch.device(device).type != "cpu":
+        pipeline.enable_model_cpu_offload(device=device)
+    photo = cut_out(90, 60)
+    found = {"images": pipeline(photo, 2, generator=seeds(1), crop_size=40, guidance_scale=2.0).images}
+    return found | {"latents": encode_images(pipeline.vae, torch.rand(2, 3, 48, 48, generator=seeds(3)))}
+
+
+@check("adapters")
+def adapters(device, folder):
+    from peft import LoraConfig
+
+    unet = tiny_parts.unet().to(device)
+    torch.manual_seed(0)
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=seeds(parameter.numel())).to(device))
+    save_lora(unet, folder)
+    again = tiny_parts.unet().to(device)
+    load_lora(again, folder)
+    inputs = torch.randn(8, 8, 8, 8, generator=seeds()).to(device), torch.tensor(500, device=device), torch.ones(8, 1, 8, device=device), torch.randn(8, 12, generator=seeds(1)).to(device)
+    with torch.no_grad():
+        found = {"adapted": again(*inputs).sample, "merged": merged(again)(*inputs).sample, "base": without_adapters(again)(*inputs).sample}
+        with adapters_off(again):
+            found["off"] = again(*inputs).sample
+    assert digest_of(unet) == digest_of(tiny_parts.unet())
+    return found
+
+
+def trained(folder: Path, **settings) -> dict:
+    config = tiny_parts.config(steps=3, checkpoint_every=2, **settings)
+    result = posttrain(config, *tiny_parts.parts(), folder)
+    lines = RunDirectory(folder, config).metrics()
+    names = ("lora_", "") if config.lora_rank else ("", "")
+    weights = {name: parameter for name, parameter in result.unet.named_parameters() if names[0] in name} if hasattr(result, "unet") else {}
+    return {"rewards": torch.tensor([line["reward"] for line in lines]), "kl": torch.tensor([line["kl"] for line in lines]), **weights}
+
+
+VARIANTS = {
+    "drtune": {}, "draft-k": {"estimator": "draft-k"}, "draft-lv": {"estimator": "draft-lv", "copies": 2}, "alignprop": {"estimator": "alignprop"}, "refl": {"estimator": "refl"}, "full": {"estimator": "full"}, "walk": {"estimator": "walk"},
+    "all weights": {"lora_rank": 0, "learning_rate": 1e-4}, "every layer": {"lora_targets": "all"}, "guided": {"guidance_scale": 2.0}, "noisy": {"eta": 1.0}, "robust": {"reward_radius": 0.05}, "recomputed": {"checkpointing": "both"}, "averaged": {"ema_decay": 0.5, "accumulate": 2},
+    "kl on answers": {"kl_on": "prediction"},
+}  # fmt: skip
+for _name, _settings in VARIANTS.items():
+    CHECKS[f"post-training: {_name}"] = lambda device, folder, settings=_settings: trained(folder, **settings)
+
+
+@check("training in half precision")
+def trained_in_half(device, folder):
+    return trained(folder, precision="bf16")
+
+
+@check("post-training: resumed")
+def resumed(device, folder):
+    trained(folder / "run", lora_rank=2)
+    config = tiny_parts.config(steps=5, checkpoint_every=2)
+    posttrain(config, *tiny_parts.parts(), folder / "run")
+    return {"rewards": torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()])}
+
+
+@check("post-training with guards, as the jobs start it")
+def launched(device, folder):
+    build_dataset(plan_dataset(4), folder / "pairs")
+    config = PostTrainConfig(steps=3, batch_size=2, num_inference_steps=4, trained_steps=1, early_stop=1, log_every=1, checkpoint_every=2, tracker="none", guard_every=1, guard_people=4, reward="maps + silhouette")
+    result = launch(config, PostTrainSources(str(folder / "pairs")), folder / "run")
+    return {"rewards": torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()]), "steps": torch.tensor(result.loop.steps)}
+
+
+@check("scans, their benchmark and guards from pairs")
+def scans(device, folder):
+    mesh = tiny_parts.colored_box(folder / "box.ply")
+    colors, normals = render_scan(read_scan(mesh), 48)
+    places = render_scans([mesh], folder / "scans", 48)
+    pipeline = pipeline_on(device, tiny_parts.pshuman_checkpoint(folder / "PSHuman"))
+    data = encode_scans(pipeline, places, folder / "kept", backgrounds=(1.0,))
+    build_dataset(plan_dataset(4), folder / "pairs")
+    ours = pipeline_on(device)
+    held_out = pair_benchmark("hard", PosePairs(folder / "pairs"), 4, ours, load_body(), TINY_RIG, outlines=True)
+    conditions = condition_pairs(PosePairs(folder / "pairs"), ours, load_body().to(device), outlines=TINY_RIG)
+    return {"colors": colors, "normals": normals, "latents": data.latents, "told": conditions.photos, "masks": conditions.masks, "held out": held_out.truth.joints}
+
+
+@check("training of the tiny models")
+def pretraining(device, folder):
+    body, shared = load_body(), dict(steps=2, batch_size=2, warmup_steps=0, log_every=1, checkpoint_every=2)
+    people = next(render_set(draw_set("everyday", 4, 1, body), body, TINY_RIG))
+
+    def run_of(name, config):
+        return RunDirectory(folder / name, config), new_accelerator(config, folder / name)
+
+    config = AutoencoderConfig(**shared)
+    run, accelerator = run_of("vae", config)
+    vae, _ = train_autoencoder(config, (people.images.flatten(0, 2) * 255).round().byte(), run, new_autoencoder(config), accelerator)
+    config, shipped, unet = BaseConfig(**shared, two_views=True, noisy_share=0.5), pipeline_on("cpu"), tiny_unet((8, 16), (0, 1))
+    data, prompts = encode_set(shipped.vae, people), shipped.prompt_table.embeds
+    run, accelerator = run_of("base", config)
+    base, _ = train_base(config, unet, shipped.scheduler, data, prompts, run, accelerator)
+    errors = base_error(base.to(device), shipped.scheduler, data[slice(0, 1)], prompts, (500,))
+    estimates = estimate_latents(base, shipped.scheduler, data, prompts, 0)
+    config = PredictorConfig(**shared, block_out_channels=(16, 16))
+    run, accelerator = run_of("reader", config)
+    reader, _ = train_skeleton_predictor(config, data, TINY_RIG, run, estimates, None, accelerator)
+    return {f"{name} {key}": tensor for name, model in (("vae", vae), ("base", base), ("reader", reader)) for key, tensor in model.state_dict().items()} | {"error": torch.tensor(errors[500]), "estimates": estimates.latents}
+
+
+@check("benchmarks, measures and calibration")
+def measured(device, folder):
+    body, pipeline, judge = load_body().to(device), pipeline_on(device), reader_on(device, "judge")
+    benchmark = load_benchmark("hard", pipeline.vae, body, 4)
+    drawn = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
+    found = evaluate_latents(drawn, benchmark, pipeline.vae, judge, base_latents=drawn.flip(0))
+    curves = calibrate({"maps": PoseScore(judge)}, pipeline.vae, body, draw_set("pool", 2, 5, load_body()), sigmas=(1.0,))
+    return {"drawn": drawn, "mpjpe": torch.from_numpy(found.mpjpe_mm), "drift": torch.from_numpy(found.drift), "decoded": decode_latents(pipeline.vae, drawn[:1]), "calibration": curves["maps"].distance}
+
+
+@check("figures")
+def figures(device, folder):
+    images = torch.rand(2, 2, 4, 3, 64, 64, generator=seeds()).to(device)
+    contact_sheet(images[:, 1, 0], {"a": images[:, 0], "b": images[:, 1]}, rig=TINY_RIG, path=folder / "sheet.png")
+    show_views(images[:, 0], torch.rand(2, 4, 23, 16, 16, generator=seeds(2)).to(device), TINY_RIG)
+    tinted = tint_maps(images[0, 0, 0], torch.rand(23, 16, 16, generator=seeds(1)).to(device))
+    return {"tinted": torch.as_tensor(tinted).float() if isinstance(tinted, torch.Tensor) else torch.zeros(1)}
+
+
+def job_cells(job: str, **changed) -> None:
+    "A job's cells, one after another, as a notebook would run them."
+    path = NOTEBOOKS / "runs" / f"{job}.ipynb"
+    (cell,) = parameter_cells(path)
+    text = "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in changed.items())
+    namespace = {"__name__": "__main__", "In": ["", source(cell), text], "display": lambda *shown: None}
+    for one in [source(cell), text, *map(source, code_cells(path)[code_cells(path).index(cell) + 1 :])]:
+        exec(compile(one, f"{job}.ipynb", "exec", dont_inherit=True), namespace)
+
+
+@check("the demo's job, guard included")
+def demo(device, folder):
+    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, guard_every=1, guard_people=4, sheet=2, num_inference_steps=4, early_stop=1, tracker="none")
+    summary = json.loads((folder / "demo" / "summary.json").read_text())
+    rows = {f"{name} {when} {key}": value["mean"] if isinstance(value, dict) else value for name in ("hard", "everyday") for when in ("before", "after") for key, value in summary[name][when].items()}
+    assert (folder / "demo" / "figures" / "effect.png").is_file()
+    return {name: torch.tensor(float(value)) for name, value in rows.items() if isinstance(value, (int, float)) and "frechet" not in name}
+
+
+def as_numbers(value) -> torch.Tensor:
+    value = value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    return value.detach().cpu().float()
+
+
+# --- running and noting ------------------------------------------------------------------------------------------------------------------
+
+
+def public_functions() -> dict[str, list]:
+    "Code objects of every public function and of every public class's own methods, by name; those alone whose signature or class handles tensors or networks."
+    words = ("Tensor", "Module", "UNet", "Autoencoder", "Pose", "BodyModel", "Pipeline", "SkeletonPredictor", "vae", "LatentSet", "ImageSet")
+    found = {}
+    for module in pkgutil.iter_modules(drpose.__path__):
+        if module.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"drpose.{module.name}")
+        for name in getattr(module, "__all__", []):
+            thing = getattr(module, name)
+            if getattr(thing, "__module__", None) != module.__name__:
+                continue
+            if inspect.isfunction(thing) and any(word in str(inspect.signature(thing)) for word in words):
+                found[f"{module.__name__.removeprefix('drpose.')}.{name}"] = [inspect.unwrap(thing).__code__]
+            elif inspect.isclass(thing) and (issubclass(thing, torch.nn.Module) or dataclasses.is_dataclass(thing) and any("Tensor" in str(field.type) for field in dataclasses.fields(thing))):
+                own = [inspect.unwrap(getattr(method, "__func__", method)) for key, method in vars(thing).items() if not key.startswith("__") or key == "__call__"]
+                codes = [method.__code__ for method in own if hasattr(method, "__code__")]
+                if codes:
+                    found[f"{module.__name__.removeprefix('drpose.')}.{name}"] = codes
+    return found
+
+
+def lies_there(value, kind: str, depth: int = 0) -> bool:
+    "Whether a value, or something in it, lies on a device of this kind."
+    if isinstance(value, torch.Tensor):
+        return value.device.type == kind
+    if isinstance(value, torch.nn.Module):
+        first = next(iter([*value.parameters(), *value.buffers()]), None)
+        return first is not None and first.device.type == kind
+    if depth < 2 and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return any(lies_there(getattr(value, field.name, None), kind, depth + 1) for field in dataclasses.fields(value))
+    if depth < 2 and isinstance(value, (list, tuple)):
+        return any(lies_there(part, kind, depth + 1) for part in value[:8])
+    if depth < 2 and isinstance(value, dict):
+        return any(lies_there(part, kind, depth + 1) for part in list(value.values())[:12])
+    return depth < 2 and isinstance(value, MultiViewPipeline) and lies_there(value.unet, kind)
+
+
+class Noting:
+    "While it lasts, the watched functions that are called with something on the device are noted."
+
+    def __init__(self, kind: str):
+        self.kind, self.met = kind, set()
+        self.watched = {code: name for name, codes in public_functions().items() for code in codes}
+
+    def __call__(self, frame, event, argument):
+        if event in ("call", "return"):
+            name = self.watched.get(frame.f_code)
+            if name is not None and name not in self.met and (any(lies_there(value, self.kind) for value in frame.f_locals.values()) or event == "return" and lies_there(argument, self.kind)):
+                self.met.add(name)
+
+    def __enter__(self):
+        sys.setprofile(self)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+
+def run(device: str, names: list[str], say: Callable[[str], None] = print) -> dict:
+    "Every named check on the processor and on the device; what each took and how far the two lie apart."
+    results, noting = {}, Noting(torch.device(device).type)
+    torch.set_num_threads(1)
+    # The processor's fast attention and the plain one round differently; what is compared here are devices.
+    attention = sdpa_kernel(SDPBackend.MATH) if torch.device(device).type == "pretend" else contextlib.nullcontext()
+    with attention:
+        return _run(device, names, say, results, noting)
+
+
+def _run(device, names, say, results, noting) -> dict:
+    for name in names:
+        began, answers = time.monotonic(), []
+        try:
+            for place in ("cpu", device):
+                os.environ["ACCELERATE_TORCH_DEVICE"] = place
+                with tempfile.TemporaryDirectory() as folder:
+                    if place == "cpu":
+                        answers.append(CHECKS[name](place, Path(folder)))
+                    else:
+                        with noting:
+                            answers.append(CHECKS[name](place, Path(folder)))
+            worst, where = 0.0, None
+            for key in answers[0]:
+                a, b = as_numbers(answers[0][key]), as_numbers(answers[1][key])
+                assert a.shape == b.shape, f"{key}: {tuple(a.shape)} and {tuple(b.shape)}"
+                small = isinstance(answers[0][key], torch.Tensor) and answers[0][key].dtype in (torch.float16, torch.bfloat16)  # stored in halves, whose last bit may fall either way
+                apart = (0.005 if small else 1) * ((a - b).abs() / (1 + a.abs())).max().item() if a.numel() else 0.0
+                if not apart <= worst:  # NaN too
+                    worst, where = apart, key
+            limit = 0.1 if name in LOOSE else CLOSE if torch.device(device).type == "pretend" else 5e-3
+            error = None if worst <= limit else f"{where} differs by {worst:.2g}, at most {limit:g} are allowed"
+        except Exception as failure:
+            worst, error = None, f"{type(failure).__name__}: {failure}\n{traceback.format_exc(limit=-6)}"
+        results[name] = {"seconds": round(time.monotonic() - began, 2), "error": error, "worst": worst}
+        say(f"{name}: {'ok' if error is None else error}")
+    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+    return {"device": device, "checks": results, "covered": sorted(noting.met), "public": sorted(public_functions())}
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1]
+    if chosen == "pretend":
+        import pretend_device  # noqa: F401
+    print(json.dumps(run(chosen, sys.argv[2:] or list(CHECKS))))
