@@ -195,3 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{given.job} stopped: {error.ename}: {error.evalue}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__" and "__file__" in globals():  # as a module, not as a notebook
+    sys.exit(main())

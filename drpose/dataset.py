@@ -99,7 +99,7 @@ def lean(poses: Pose, seed: int, start: int = 0) -> Pose:
     axes = torch.eye(3)
     rotation = axis_angle_to_matrix(pitch[:, None] * axes[0]) @ axis_angle_to_matrix(roll[:, None] * axes[2]) @ axis_angle_to_matrix(turn[:, None] * axes[1])
     angles = poses.axis_angles.clone()
-    angles[:, 0] = matrix_to_axis_angle(rotation @ axis_angle_to_matrix(angles[:, 0]))
+    angles[:, 0] = matrix_to_axis_angle(rotation.to(angles) @ axis_angle_to_matrix(angles[:, 0]))
     return Pose(angles, poses.betas, poses.transl)
 
 # %% ../nbs/06_dataset.ipynb #498009bc

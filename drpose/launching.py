@@ -5,6 +5,7 @@
 # %% ../nbs/10e_launching.ipynb #f4b35864
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -93,7 +94,7 @@ def guard_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: Multi
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
     return partial(
         Guard, scheduler=pipeline.scheduler, vae=pipeline.vae, judge=judge, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, benchmarks=sources.held_out(config, pipeline, rig),
-        judge_score=RewardSum(judge, config.reward, figure=figure, perceptual=perceptual), settings=GuardSettings(config.guard_every, config.guard_stop, config.num_inference_steps),
+        judge_score=RewardSum(judge, config.reward, figure=copy.deepcopy(figure), perceptual=perceptual), settings=GuardSettings(config.guard_every, config.guard_stop, config.num_inference_steps),
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def work(run_path: str | Path) -> None:
 def _start(run_path: Path, processes: int, on_step: Callable[[int], None] | None) -> None:
     "Run the job in processes of its own, passing on what they print. RuntimeError with the reason if it fails."
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "drpose.launching", str(run_path)]
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))}
+    threads = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))}
     last: deque[str] = deque(maxlen=1000)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads) as running:
         try:

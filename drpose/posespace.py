@@ -33,13 +33,13 @@ def slerp(
     "Turn from `start` to `end` at constant speed along the shortest way."
     first = _rotations(start)
     step = (first.inv() * _rotations(end)).as_rotvec()
-    share = torch.as_tensor(t, dtype=torch.float64).expand(start[..., :1].shape).reshape(-1, 1).numpy()
+    share = torch.as_tensor(t).detach().cpu().double().expand(start[..., :1].shape).reshape(-1, 1).numpy()
     return _axis_angles(first * Rotation.from_rotvec(step * share), start)
 
 
 def mix(pose_a: Pose, pose_b: Pose, t: Tensor | float) -> Pose:
     "Between two batches of poses: rotations (root included) by slerp, betas and transl linearly; `t` a number or (B,) in [0, 1]."
-    t = torch.as_tensor(t, dtype=pose_a.axis_angles.dtype).reshape(-1, 1)
+    t = torch.as_tensor(t).to(pose_a.axis_angles).reshape(-1, 1)
     return Pose(
         slerp(pose_a.axis_angles, pose_b.axis_angles, t[:, :, None]),
         torch.lerp(pose_a.betas, pose_b.betas, t),
@@ -154,10 +154,11 @@ def add_noise(
     strength: float,
 ) -> Tensor:  # (B, 55, 3) radians
     "Turn given random numbers into noise on poses; `perturb` draws the numbers itself."
-    alone = (_leader == torch.arange(55))[:, None]
+    normals, lowest, highest = (numbers.to(axis_angles) for numbers in (normals, _lowest, _highest))
+    alone = (_leader == torch.arange(55))[:, None].to(axis_angles.device)
     correlated = torch.where(alone, normals, 0.75**0.5 * normals[:, _leader] + 0.5 * normals)
-    angles = to_swing_twist(axis_angles) + strength * NOISE_SHARE * (_highest - _lowest) * correlated
-    noisy = from_swing_twist(angles.clamp(_lowest, _highest))
+    angles = to_swing_twist(axis_angles) + strength * NOISE_SHARE * (highest - lowest) * correlated
+    noisy = from_swing_twist(angles.clamp(lowest, highest))
     noisy[:, 0] = _axis_angles(_rotations(axis_angles[:, 0]) * _rotations(strength * ROOT_NOISE * normals[:, 0]), axis_angles[:, 0])
     return noisy
 

@@ -38,7 +38,7 @@ from .model_files import means_hub
 # %% auto #0
 __all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'TRACKERS', 'WHOLE', 'require', 'nearest_name', 'config_from',
            'notebook_parameters', 'split_settings', 'environment', 'RunDirectory', 'LoopConfig', 'learning_rate_at',
-           'Share', 'training_device', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
+           'Share', 'training_device', 'device_is_there', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
 
 # %% ../nbs/10a_runs.ipynb #4b01c65a
 def require(condition: bool, field: str, found: Any, needed: str) -> None:
@@ -134,6 +134,15 @@ def environment() -> dict[str, Any]:
     }
 
 # %% ../nbs/10a_runs.ipynb #d4a2618a
+def _on_cpu(state: Any) -> Any:
+    "The same with every tensor in it on the processor."
+    if isinstance(state, Tensor):
+        return state.detach().cpu()
+    if isinstance(state, dict):
+        return {name: _on_cpu(value) for name, value in state.items()}
+    return type(state)(map(_on_cpu, state)) if isinstance(state, (list, tuple)) else state
+
+
 class _RunFiles:
     "Where a run's files lie, its metrics and its newest checkpoint."
 
@@ -155,8 +164,8 @@ class _RunFiles:
         return lines
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        "Replace the checkpoint by `state` after `step` steps, atomically."
-        write_atomic(self.checkpoint_path, lambda temporary: torch.save({"step": step, **state}, temporary))
+        "Replace the checkpoint by `state` after `step` steps, atomically. Tensors are stored as the processor's, so that any machine can read them."
+        write_atomic(self.checkpoint_path, lambda temporary: torch.save({"step": step, **_on_cpu(state)}, temporary))
 
     def state(self) -> dict[str, Any] | None:
         "The newest checkpoint or None. ValueError naming the file if it is damaged."
@@ -301,6 +310,15 @@ WHOLE = Share()
 def training_device() -> torch.device:
     "Where a run computes: what ACCELERATE_TORCH_DEVICE names, as accelerate takes it, else a GPU if there is one, else the processor."
     return torch.device(os.environ.get("ACCELERATE_TORCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def device_is_there(name: str) -> bool:
+    "Whether torch can compute on a device of this name here."
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        return False
+    return kind == "cpu" or bool(getattr(getattr(torch, kind, None), "is_available", bool)())
 
 
 def new_accelerator(config: LoopConfig, folder: Path) -> Accelerator:

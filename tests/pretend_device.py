@@ -41,6 +41,9 @@ class There(torch.Tensor):
 
     __array__ = numpy
 
+    def untyped_storage(self):
+        return self.here.untyped_storage()
+
     def tolist(self):
         return self.detach().cpu().tolist()
 

@@ -1,0 +1,73 @@
+"""Everything that a GPU would run, on an accelerator that is not there (`pretend_device`): no tensor is left on the processor, and the numbers are the processor's. `device_checks.py cuda` does the same on a GPU."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+CHECKS = TESTS / "device_checks.py"
+
+NOT_ON_A_DEVICE = {
+    "reads or writes files, and gives what lies on the processor": """
+        files.read_tensors model_files.check_fits model_files.empty_model model_files.load_model motion.load_motion motion.load_pybullet_clips scans.read_scan_pose scans.render_scans scans.ScanFit mesh_files.sampled_colors
+        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file dataset.build_images dataset.build_latents bodies.load_body animation.load_animator""",
+    "makes a new model or table, which is moved afterwards": """
+        multiview.tiny_prompt_embeds multiview.PromptTable multiview_unet.build_stages pretraining.new_autoencoder pretraining.tiny_unet pshuman.from_stable_unclip""",
+    "draws poses, people or settings, on the processor by design: a draw must not depend on the machine": """
+        animation.draw_palette clips.draw_poses clips.interpolate clips.pose_keyframe posespace.limit_sample posespace.sample_joint_limits posespace.random_rotation tuning.walk_indices""",
+    "pictures of Pillow become tensors, which are moved afterwards": "multiview.pictures_tensor multiview.photo_tensor multiview.framed_pictures",
+    "keeps data on the processor and hands out batches; the loop moves them": "dataset.LatentSet training.PairConditions pretraining.train_autoencoder pretraining.train_base pretraining.train_skeleton_predictor pretraining.AutoencoderLoss pretraining.PredictorLoss pretraining.cut_out training.pose_reward",
+    "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "evaluation.Benchmark evaluation.picture_metrics evaluation.pose_metrics evaluation.load_scan_benchmark",
+    "looks at names alone": "multiview_unet.idle_parameters",
+    "runs on CUDA alone": "rendering.seen_by_pytorch3d",
+}  # fmt: skip
+
+
+def names_of_checks() -> list[str]:
+    "Without importing them: they bring the whole package, and the device must be there first."
+    tree = ast.parse(CHECKS.read_text(encoding="utf-8"))
+    named = [decorator.args[0].value for node in tree.body if isinstance(node, ast.FunctionDef) for decorator in node.decorator_list if getattr(getattr(decorator, "func", None), "id", "") == "check"]
+    variants = next(node.value for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "VARIANTS")
+    return named + [f"post-training: {key.value}" for key in variants.keys]
+
+
+@pytest.fixture(scope="module")
+def report():
+    "All checks in a process of its own, since the device is registered for good."
+    done = subprocess.run([sys.executable, str(CHECKS), "pretend"], env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", names_of_checks())
+def test_the_device_gives_the_processors_numbers(name, report):
+    found = report["checks"][name]
+    assert found["error"] is None, found["error"]
+
+
+def test_every_public_function_has_been_there(report):
+    "What handles tensors is met on the device by some check, or stands in the table above with its reason. A new function joins by itself."
+    excused = {name for names in NOT_ON_A_DEVICE.values() for name in names.split()}
+    missing = sorted(set(report["public"]) - set(report["covered"]) - excused)
+    assert not missing, f"no check in device_checks.py takes these to the device: {missing}"
+    assert excused <= set(report["public"]), f"no such functions: {sorted(excused - set(report['public']))}"
+
+
+def test_the_device_finds_what_is_left_behind():
+    "The tool itself: a tensor of the processor is refused, a number is welcome, and values are those of the processor."
+    program = (
+        "import pretend_device, torch\n"
+        "there = torch.arange(4.0).to('pretend')\n"
+        "assert torch.equal((there * 2 + 1).cpu(), torch.arange(4.0) * 2 + 1)\n"
+        "for act in (lambda: there + torch.arange(4.0), lambda: torch.cat([there, torch.zeros(1)]), lambda: torch.zeros(4)[there > 1], there.numpy):\n"
+        "    try:\n        act()\n    except (RuntimeError, TypeError):\n        continue\n    raise SystemExit('accepted')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=TESTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
