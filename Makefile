@@ -1,5 +1,6 @@
 # make demo             set up, then run the main job on the embedded tiny world
 # make test             set up, then run the tests, every notebook and every run notebook
+# make test-oldest      the tests of model files, with the oldest libraries that are allowed, in an environment of their own
 # make lab              set up, then open the notebooks in JupyterLab
 # make setup            only set up: an environment in .venv with the package and its tools
 # make weights          train the tiny models of the package again (many hours), then put them in place
@@ -27,7 +28,7 @@ INSTALLED = $(VENV)/.drpose_installed
 PIP = $(ENV_PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO = outputs/demo
 
-.PHONY: help setup demo test lab weights export clean-notebooks readme clean
+.PHONY: help setup demo test test-oldest lab weights export clean-notebooks readme clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +58,13 @@ demo: setup
 
 test: setup
 	@$(ENV_PYTHON) -m pytest -q --durations=10 --numprocesses $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS) tests
+
+test-oldest:
+	@echo "Setting up $(VENV)-oldest"
+	@$(PYTHON) -m venv $(VENV)-oldest
+	@$(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps $(TORCH_ARGS) torch
+	@$(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints-oldest.txt --editable . pytest
+	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q tests/test_model_files.py
 
 # Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the judge measures the base, and the reader that rewards learns from the base's guesses too.
 weights: setup

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SMPLX_JOINT_NAMES', 'SMPLX_PARENTS', 'SKELETON_JOINTS', 'MIRRORED_JOINTS', 'PARTS', 'Z_UP_TO_Y_UP', 'MIN_VERTICES',
-           'SMPLX_FIELDS', 'TEMPLATE_STEP', 'DIRECTION_STEP', 'PACKED_FIELDS', 'axis_angle_to_matrix',
-           'matrix_to_axis_angle', 'Pose', 'z_up_to_y_up', 'find_body_file', 'pack_body', 'unpack_body',
-           'forward_kinematics', 'Body', 'BodyModel', 'load_body']
+           'SMPLX_FIELDS', 'SMALLEST_BODY', 'TALLEST_BODY', 'TEMPLATE_STEP', 'DIRECTION_STEP', 'PACKED_FIELDS',
+           'axis_angle_to_matrix', 'matrix_to_axis_angle', 'Pose', 'z_up_to_y_up', 'find_body_file', 'pack_body',
+           'unpack_body', 'forward_kinematics', 'Body', 'BodyModel', 'load_body']
 
 # %% ../nbs/00_bodies.ipynb #6854e89c
 import contextlib
@@ -270,6 +270,9 @@ SMPLX_FIELDS: dict[str, tuple[int | str, ...]] = {
 "The fields of an SMPL-X file that smplx reads, with V vertices, F faces and S shape directions."
 
 
+SMALLEST_BODY, TALLEST_BODY = 0.4, 4.0  # metres, of the mean body's longest side: a newborn's, and more than anybody's with arms spread
+
+
 def _check_arrays(arrays: dict[str, np.ndarray], source: str) -> None:
     "Raise ValueError with one sentence unless the arrays can be an SMPL-X body."
     sizes: dict[str, int] = {}
@@ -288,6 +291,9 @@ def _check_arrays(arrays: dict[str, np.ndarray], source: str) -> None:
         raise ValueError(f"{source}: field 'f' is empty, needed at least one face.")
     if sizes["V"] < MIN_VERTICES:
         raise ValueError(f"{source}: field 'v_template' has {sizes['V']} vertices, needed at least {MIN_VERTICES} because smplx reads vertex 9929.")
+    tall = float(np.ptp(arrays["v_template"], axis=0).max())
+    if not SMALLEST_BODY <= tall <= TALLEST_BODY:
+        raise ValueError(f"{source}: field 'v_template' is {tall:.4g} across, needed metres, {SMALLEST_BODY} to {TALLEST_BODY}{' (these look like millimetres or centimetres)' if tall > TALLEST_BODY else ''}.")
     _check_meaning(arrays, sizes, source)
 
 # %% ../nbs/00_bodies.ipynb #38b452bd

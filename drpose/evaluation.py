@@ -18,7 +18,7 @@ from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, BodyModel, load_body
 from .cameras import ViewRig
 from .clips import Clip
 from .dataset import TINY_RIG, ImageSet, LatentSet, draw_set, encode_set, render_set
-from .metrics import (bootstrap_ci, check_pair, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
+from .metrics import (bootstrap_ci, check_levels, check_pair, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
                             normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou, ssim, swap_forgiven_pixels)
 from .multiview import Condition, MultiViewPipeline, decode_latents, denoise, pixels_per_cell
 from .posescore import SkeletonPredictor
@@ -167,6 +167,8 @@ def _check_views(images: Tensor | None, latents: Tensor, truth: GroundTruth, rig
         bad = (~torch.isfinite(tensor.float())).flatten(1).any(1) if tensor.ndim > 1 else ~(tensor > 0)
         if bad.any():
             raise ValueError(f"evaluate_views: {name} of sample {int(bad.nonzero()[0])} are not finite{' and positive' if tensor.ndim == 1 else ''}.")
+        if "images" in name:
+            check_levels(tensor, f"evaluate_views: {name}")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES
 
 # %% auto #0
-__all__ = ['SWAPPED_JOINTS', 'millimetres', 'check_pair', 'mpjpe', 'procrustes_align', 'pa_mpjpe', 'pixel_errors',
+__all__ = ['SWAPPED_JOINTS', 'millimetres', 'check_pair', 'check_levels', 'mpjpe', 'procrustes_align', 'pa_mpjpe', 'pixel_errors',
            'swap_forgiven_pixels', 'pck', 'masks_from_normals', 'silhouette_iou', 'normal_degrees', 'psnr', 'ssim',
            'sharpness', 'frechet_distance', 'bootstrap_ci', 'frechet_replicates', 'jackknife_se']
 
@@ -37,6 +37,16 @@ def check_pair(predicted: Tensor, true: Tensor, last: tuple[int | None, ...], wh
         raise ValueError(f"{what}: predicted has shape {tuple(predicted.shape)} and true {tuple(true.shape)}; both must be equal and end in ({wanted}).")
 
 # %% ../nbs/12a_metrics.ipynb #a595c313
+def check_levels(images: Tensor, what: str) -> None:
+    "ValueError unless pictures lie in [0, 1], give or take what a decoder overshoots (it is clipped); [-1, 1] and 0 to 255 are refused."
+    if images.numel() == 0:
+        return
+    low, high = (value.item() for value in images.detach().aminmax())
+    if not (low >= -0.5 and high <= 1.5):
+        remedy = "; divide by 255" if low >= 0 and 2 < high < 256 else "; these look like [-1, 1], so give images / 2 + 0.5" if -1.5 < low < -0.5 and high <= 1.5 else ""
+        raise ValueError(f"{what}: the values of pictures must lie in [0, 1], found {low:.3g} to {high:.3g}{remedy}.")
+
+
 def mpjpe(
     predicted: Tensor,  # (B, J, 3) joints, any unit
     true: Tensor,       # (B, J, 3) joints, the same unit; joint 0 is the pelvis
@@ -119,6 +129,7 @@ def masks_from_normals(
     "The figure is where the decoded normal is longer than the threshold; on the background it is close to zero."
     if normals.ndim < 3 or normals.shape[-3] != 3:
         raise ValueError(f"masks_from_normals: normals have shape {tuple(normals.shape)}; they must end in (3, H, W).")
+    check_levels(normals, "masks_from_normals")
     return (2 * normals - 1).norm(dim=-3) > threshold
 
 
@@ -156,6 +167,8 @@ def psnr(
 ) -> Tensor:            # (B,) decibels, at most 100
     "Peak signal-to-noise ratio of each sample over everything but the batch dimension."
     check_pair(predicted, true, (None,), "psnr")
+    for images in (predicted, true):
+        check_levels(images, "psnr")
     squared = (predicted.clamp(0, 1) - true).square().flatten(1).mean(1)
     return -10 * torch.log10(squared.clamp_min(1e-10))
 
@@ -167,6 +180,8 @@ def ssim(
 ) -> Tensor:            # (B,) at most 1
     "Structural similarity (Wang et al. 2004; constants .01 and .03), mean over all positions whose window lies inside the picture and over everything but the batch."
     check_pair(predicted, true, (None,), "ssim")
+    for images in (predicted, true):
+        check_levels(images, "ssim")
     reach = int(3.5 * sigma + 0.5)
     if min(predicted.shape[-2:]) < 2 * reach + 1:
         raise ValueError(f"ssim: pictures are {predicted.shape[-2]} x {predicted.shape[-1]}, but its window needs at least {2 * reach + 1} pixels per side.")
@@ -197,6 +212,8 @@ def sharpness(
 ) -> Tensor:            # (B,) 1 = as detailed as the truth, smaller = blurred
     "Ratio of the root energies of the Laplacian, predicted over true, one value per sample."
     check_pair(predicted, true, (None, None, None), "sharpness")
+    for images in (predicted, true):
+        check_levels(images, "sharpness")
     return (_laplacian_energy(predicted.clamp(0, 1)) / _laplacian_energy(true).clamp_min(1e-12)).sqrt()
 
 # %% ../nbs/12a_metrics.ipynb #6338c935

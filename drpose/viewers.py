@@ -23,6 +23,7 @@ from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, SMPLX_PARENTS
 from .cameras import VIEW_NAMES, ViewRig
 from .evaluation import METRICS
 from .files import read_lines
+from .metrics import check_levels
 
 # %% auto #0
 __all__ = ['LEFT_COLOR', 'RIGHT_COLOR', 'MIDDLE_COLOR', 'EFFECT_METRICS', 'to_image', 'save_png', 'joint_color', 'tint_maps',
@@ -35,7 +36,7 @@ LEFT_COLOR, RIGHT_COLOR, MIDDLE_COLOR = "#e6731a", "#2666cc", "#555555"
 
 
 def to_image(
-    image: Tensor,                   # (3, H, W) or (H, W) in [0, 1]; values outside are clipped
+    image: Tensor,                   # (3, H, W) or (H, W) in [0, 1]; what is a little outside is clipped
     scale: float = 1.0,              # enlargement
     resample: str = "bicubic",       # "bicubic" | "nearest"
 ) -> Image.Image:
@@ -45,6 +46,7 @@ def to_image(
         array = array.expand(3, *array.shape)
     if array.ndim != 3 or array.shape[0] != 3 or not torch.isfinite(array).all():
         raise ValueError(f"to_image: the image has shape {tuple(array.shape)}; (3, H, W) or (H, W) of finite numbers is needed.")
+    check_levels(array, "to_image")
     pixels = (array.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if scale == 1:

@@ -172,6 +172,7 @@ BAD = {
     "body: cut short": (lambda w: load_body(w.file("SMPLX_NEUTRAL.npz", b"PK\x03\x04" + bytes(99))), ValueError, "not an .npz archive"),
     "body: field missing": (lambda w: load_body(body_file(w, weights=None)), ValueError, "field 'weights' is missing"),
     "body: NaN": (lambda w: load_body(body_file(w, v_template=lambda old: old * np.nan)), ValueError, "NaN"),
+    "body: millimetres": (lambda w: load_body(body_file(w, v_template=lambda old: old * 1000)), ValueError, "needed metres"),
     "body: too few joints": (lambda w: load_body(body_file(w, weights=lambda old: old[:, :24])), ValueError, "(V, 55)"),
     # network folders
     "pipeline: no such folder": (lambda w: MultiViewPipeline.from_pretrained(w.folder / "nowhere"), FileNotFoundError, "nowhere"),

@@ -238,3 +238,14 @@ def test_the_pose_space_is_offered_here_too():
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(mix(Pose.rest(), Pose.rest(), 0.5).axis_angles, Pose.rest().axis_angles)
     assert limit_violation(clamp_to_limits(perturb(sample_joint_limits(3, generator), generator).axis_angles)).max() < 1e-3
+
+
+@pytest.mark.parametrize("text", ["hips flex nan", "hips flex 1e9", "lift inf", "hips flex 80; left_knee flex -inf"])
+def test_keyframes_of_wild_numbers_are_refused(text):
+    with pytest.raises(ValueError, match="keyframe: "):
+        parse_keyframe(text)
+
+
+def test_clips_nested_without_end_are_refused():
+    with pytest.raises(ValueError, match="clips.json: "):
+        read_clips('{"clips": ' + "[" * 200_000 + "]" * 200_000 + "}")

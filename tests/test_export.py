@@ -88,3 +88,12 @@ def test_wheel_holds_every_module_and_asset(tmp_path):
     expected = {relative(path) for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     jobs = {f"drpose/jobs/{path.relative_to(ROOT / 'nbs' / 'runs')}" for path in (*RUN_NOTEBOOKS, *RUN_CONFIGS)}
     assert packed == expected | jobs
+
+
+def test_the_oldest_libraries_are_those_that_are_allowed():
+    "constraints-oldest.txt, which `make test-oldest` installs, says what settings.ini says."
+    oldest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    allowed = dict(re.findall(r"^\s+([\w-]+)>=([\d.]+)", (ROOT / "settings.ini").read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(oldest) >= 5
+    for name, version in oldest.items():
+        assert (version + ".0")[: len(allowed[name]) + 2].startswith(allowed[name] + "."), f"{name}: the oldest is {version}, settings.ini allows {allowed[name]}"

@@ -166,7 +166,7 @@ def test_psnr_of_known_noise():
     true = torch.full((3, 2, 3, 40, 40), 0.5)
     noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 0.01, 0.0]).view(3, 1, 1, 1, 1)
     assert torch.allclose(metrics.psnr(true + noise, true), torch.tensor([20.0, 40.0, 100.0]), atol=0.3)
-    assert metrics.psnr(true + 3.0, true)[0].item() == pytest.approx(-10 * math.log10(0.25), abs=1e-4)     # clipped to 1
+    assert metrics.psnr(true + 0.9, true)[0].item() == pytest.approx(-10 * math.log10(0.25), abs=1e-4)     # clipped to 1
 
 
 def test_sharpness_falls_with_blur_and_ignores_position():
@@ -260,3 +260,14 @@ def test_bad_input_gets_one_sentence(call, word):
     with pytest.raises(ValueError, match=word) as error:
         call()
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("measure", ["psnr", "ssim", "sharpness"])
+@pytest.mark.parametrize(("change", "sentence"), [(lambda x: 2 * x - 1, "these look like \\[-1, 1\\]"), (lambda x: 255 * x, "divide by 255")])
+def test_pictures_in_another_range_are_refused(measure, change, sentence):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for pair in ((change(images), images), (images, change(images))):
+        with pytest.raises(ValueError, match=f"{measure}: the values of pictures must lie in .0, 1., found .*{sentence}"):
+            getattr(metrics, measure)(*pair)
+    with pytest.raises(ValueError, match=sentence):
+        metrics.masks_from_normals(change(images))

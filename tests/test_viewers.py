@@ -29,7 +29,7 @@ def contains(sheet, rgb, box):
 
 def test_to_image_keeps_axes_and_clips():
     image = torch.zeros(3, 4, 6)
-    image[0, 0, 5], image[2, 3, 0] = 2.0, 0.5                  # red beyond 1 at the top right, blue at the bottom left
+    image[0, 0, 5], image[2, 3, 0] = 1.4, 0.5                  # red beyond 1 at the top right, blue at the bottom left
     picture = viewers.to_image(image)
     assert picture.size == (6, 4) and picture.getpixel((5, 0)) == (255, 0, 0) and picture.getpixel((0, 3)) == (0, 0, 128)
     assert viewers.to_image(image, scale=2, resample="nearest").getpixel((11, 0)) == (255, 0, 0)
@@ -168,3 +168,9 @@ def test_bad_input_gets_one_sentence(call, error, word):
     with pytest.raises(error, match=word) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [lambda x: 2 * x - 1, lambda x: 255 * x])
+def test_pictures_in_another_range_are_not_drawn(change):
+    with pytest.raises(ValueError, match="to_image: the values of pictures must lie in"):
+        viewers.to_image(change(torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))))
