@@ -141,7 +141,7 @@ def run_job(job: Path, values: dict[str, Any]) -> Path:
     papermill.execute_notebook(str(job), str(executed), parameters=values, cwd=str(Path.cwd()), kernel_name="python3", progress_bar=False, log_output=True, extra_arguments=KERNEL_ARGUMENTS)
     return executed
 
-
+# %% ../nbs/14_command.ipynb #a837dc4d
 def _tell_jobs() -> None:
     for name, path in job_notebooks().items():
         presets = ", ".join(job_presets(path))

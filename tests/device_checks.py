@@ -322,8 +322,8 @@ def trained(folder: Path, **settings) -> dict:
 
 VARIANTS = {
     "drtune": {}, "draft-k": {"estimator": "draft-k"}, "draft-lv": {"estimator": "draft-lv", "copies": 2}, "alignprop": {"estimator": "alignprop"}, "refl": {"estimator": "refl"}, "full": {"estimator": "full"}, "walk": {"estimator": "walk"},
-    "all weights": {"lora_rank": 0, "learning_rate": 1e-4}, "every layer": {"lora_targets": "all"}, "guided": {"guidance_scale": 2.0}, "noisy": {"eta": 1.0}, "robust": {"reward_radius": 0.05}, "recomputed": {"checkpointing": "both"}, "averaged": {"ema_decay": 0.5, "accumulate": 2},
-    "kl on answers": {"kl_on": "prediction"},
+    "all weights": {"lora_rank": 0, "learning_rate": 1e-4}, "every layer, guided, noisy, robust": {"lora_targets": "all", "guidance_scale": 2.0, "eta": 1.0, "reward_radius": 0.05},
+    "recomputed, averaged, kl on answers": {"checkpointing": "both", "ema_decay": 0.5, "accumulate": 2, "kl_on": "prediction"},
 }  # fmt: skip
 for _name, _settings in VARIANTS.items():
     CHECKS[f"post-training: {_name}"] = lambda device, folder, settings=_settings: trained(folder, **settings)
@@ -513,17 +513,27 @@ class Noting:
         self.watched = {code: name for name, codes in public_functions().items() for code in codes}
 
     def __call__(self, frame, event, argument):
-        if event in ("call", "return"):
-            name = self.watched.get(frame.f_code)
-            if name is not None and name not in self.met and (any(lies_there(value, self.kind) for value in frame.f_locals.values()) or event == "return" and lies_there(argument, self.kind)):
-                self.met.add(name)
+        "Python's trace function: asked at each call; None says that the frame is of no further interest."
+        name = self.watched.get(frame.f_code)
+        if name is None or name in self.met:
+            return None
+        if any(lies_there(value, self.kind) for value in frame.f_locals.values()):
+            self.met.add(name)
+            return None
+        frame.f_trace_lines = False
+        return self._at_return
+
+    def _at_return(self, frame, event, argument):
+        if event == "return" and (lies_there(argument, self.kind) or any(lies_there(value, self.kind) for value in frame.f_locals.values())):
+            self.met.add(self.watched[frame.f_code])
+        return self._at_return
 
     def __enter__(self):
-        sys.setprofile(self)
+        sys.settrace(self)  # cheaper than a profile function, which is asked at every call of C too
         return self
 
     def __exit__(self, *_):
-        sys.setprofile(None)
+        sys.settrace(None)
 
 
 def run(device: str, names: list[str], say: Callable[[str], None] = print) -> dict:
