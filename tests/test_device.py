@@ -26,6 +26,7 @@ NOT_ON_A_DEVICE = {
     "keeps data on the processor and hands out batches; the loop moves them": "dataset.LatentSet training.PairConditions pretraining.train_autoencoder pretraining.train_base pretraining.train_skeleton_predictor pretraining.AutoencoderLoss pretraining.PredictorLoss pretraining.cut_out training.pose_reward",
     "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "evaluation.Benchmark evaluation.picture_metrics evaluation.pose_metrics evaluation.load_scan_benchmark",
     "looks at names alone": "multiview_unet.idle_parameters",
+    "its own methods make one from plain numbers, on the processor; what it holds is met everywhere": "bodies.Pose cameras.PhotoFrame",
     "runs on CUDA alone": "rendering.seen_by_pytorch3d",
 }  # fmt: skip
 
