@@ -126,7 +126,6 @@ from drpose.training import (  # noqa: E402
     embedded_models,
     posttrain,
 )
-from drpose.tuning import Plan as RolloutPlan  # noqa: E402, F401
 from drpose.viewers import (  # noqa: E402
     contact_sheet,
     mesh_figure,
