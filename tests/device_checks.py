@@ -341,10 +341,10 @@ def resumed(device, folder):
     return {"rewards": torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()])}
 
 
-@check("post-training with guards, as the jobs start it")
+@check("post-training as the jobs start it")
 def launched(device, folder):
     build_dataset(plan_dataset(4), folder / "pairs")
-    config = PostTrainConfig(steps=2, batch_size=2, num_inference_steps=4, trained_steps=1, early_stop=1, log_every=1, checkpoint_every=2, tracker="none", guard_every=2, guard_people=4, reward="maps + silhouette")
+    config = PostTrainConfig(steps=2, batch_size=2, num_inference_steps=4, trained_steps=1, early_stop=1, log_every=1, checkpoint_every=2, tracker="none", reward="maps + silhouette")
     result = launch(config, PostTrainSources(str(folder / "pairs")), folder / "run")
     return {"rewards": torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()]), "steps": torch.tensor(result.loop.steps)}
 
@@ -449,7 +449,7 @@ def job_cells(job: str, **changed) -> None:
 
 @check("the demo's job, guard included")
 def demo(device, folder):
-    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, guard_every=1, guard_people=4, sheet=2, num_inference_steps=4, early_stop=1, tracker="none")
+    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, guard_every=2, guard_people=4, sheet=2, num_inference_steps=4, early_stop=1, tracker="none")
     summary = json.loads((folder / "demo" / "summary.json").read_text())
     rows = {f"{name} {when} {key}": value["mean"] if isinstance(value, dict) else value for name in ("hard", "everyday") for when in ("before", "after") for key, value in summary[name][when].items()}
     assert (folder / "demo" / "figures" / "effect.png").is_file()

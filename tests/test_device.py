@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import subprocess
@@ -39,26 +40,46 @@ def names_of_checks() -> list[str]:
     return named + [f"post-training: {key.value}" for key in variants.keys]
 
 
-@pytest.fixture(scope="module")
-def report():
-    "All checks in a process of its own, since the device is registered for good."
-    done = subprocess.run([sys.executable, str(CHECKS), "pretend"], env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="session")
+def report(tmp_path_factory, request):
+    """What a half of the checks found, each half in a process of its own, since the device is registered for good.
+
+    Both workers of pytest-xdist may ask: the first one computes, the other waits for its answer."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = mine.parent if hasattr(request.config, "workerinput") else mine
+
+    def of(half: int) -> dict:
+        found = shared / f"device-{half}.json"
+        with open(shared / f"device-{half}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not found.exists():
+                done = subprocess.run([sys.executable, str(CHECKS), "pretend", *halves()[half]], env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr[-2000:]
+                found.write_text(done.stdout.splitlines()[-1])
+        return json.loads(found.read_text())
+
+    return of
 
 
-@pytest.mark.parametrize("name", names_of_checks())
-def test_the_device_gives_the_processors_numbers(name, report):
-    found = report["checks"][name]
+def halves() -> list[list[str]]:
+    "The names of the checks in two lists that take about as long, one for each worker."
+    names = names_of_checks()
+    return [names[0::2], names[1::2]]
+
+
+@pytest.mark.parametrize("half, name", [(half, name) for half, names in enumerate(halves()) for name in names])
+def test_the_device_gives_the_processors_numbers(half, name, report):
+    found = report(half)["checks"][name]
     assert found["error"] is None, found["error"]
 
 
 def test_every_public_function_has_been_there(report):
     "What handles tensors is met on the device by some check, or stands in the table above with its reason. A new function joins by itself."
     excused = {name for names in NOT_ON_A_DEVICE.values() for name in names.split()}
-    missing = sorted(set(report["public"]) - set(report["covered"]) - excused)
+    covered, public = ({name for half in (0, 1) for name in report(half)[which]} for which in ("covered", "public"))
+    missing = sorted(public - covered - excused)
     assert not missing, f"no check in device_checks.py takes these to the device: {missing}"
-    assert excused <= set(report["public"]), f"no such functions: {sorted(excused - set(report['public']))}"
+    assert excused <= public, f"no such functions: {sorted(excused - public)}"
 
 
 def test_the_device_finds_what_is_left_behind():

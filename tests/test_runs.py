@@ -118,14 +118,16 @@ def test_the_gpu_check_goes_on_past_a_failed_part_and_repeats_nothing(tmp_path, 
     assert again["error"] is None and again["result"]["benchmark"]["results"]
 
 
-def check_settings(path, **changed) -> None:
-    "Run only the cells that take the settings, in this process: the parameters, what papermill would put behind them, and the first cell of code."
+def check_settings(path, cells_of_code: int = 2, **changed) -> None:
+    "Run only the cells that take the settings, in this process: the parameters, what papermill would put behind them, and the first cell of code; or some more."
     (cell,) = parameter_cells(path)
     cells = code_cells(path)
     namespace = {"__name__": "__main__", "In": ["", source(cell), "# Parameters\n" + "\n".join(f"{name} = {value!r}" for name, value in changed.items())]}
     for text in namespace["In"]:
         exec(text, namespace)
-    exec(source(cells[cells.index(cell) + 1]), namespace)
+    at = cells.index(cell)
+    for one in cells[at + 1 : at + cells_of_code]:
+        exec(source(one), namespace)
 
 
 @pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=relative)
@@ -230,3 +232,17 @@ def test_generate_keeps_what_is_done_and_refuses_other_settings(tmp_path):
     assert [sheet.stat().st_mtime_ns == stamp for sheet, stamp in zip(sheets, stamps)] == [True, False, True]
     with pytest.raises(PapermillExecutionError, match=r"made with other settings \(num_inference_steps\)"):
         execute(path, tmp_path, num_inference_steps=3)
+
+
+def test_ablations_of_other_settings_are_not_taken_for_these(tmp_path):
+    "Results are known by arm and seed alone, so their folder says what they were made from; one that does not say is not added to."
+    path, results = notebook("ablate.ipynb"), tmp_path / "results"
+    check_settings(path, 3, output_dir=str(tmp_path), results_dir=str(results))
+    made_from = (results / "inputs.json").read_text()
+    (results / "reference-seed0.json").write_text("{}")
+    with pytest.raises(ValueError, match="inputs.json: what lies in this folder was made from other inputs: run was"):
+        check_settings(path, 3, output_dir=str(tmp_path), results_dir=str(results), batch_size=3)
+    assert (results / "inputs.json").read_text() == made_from
+    (results / "inputs.json").unlink()
+    with pytest.raises(ValueError, match="results_dir"):
+        check_settings(path, 3, output_dir=str(tmp_path), results_dir=str(results))
