@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,9 +18,10 @@ from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, BodyModel, load_body
 from .cameras import ViewRig
 from .clips import Clip
 from .dataset import TINY_RIG, ImageSet, LatentSet, draw_set, encode_set, render_set
-from .metrics import (bootstrap_ci, check_levels, check_pair, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
+from .metrics import (axis_errors, bootstrap_ci, check_levels, check_pair, depth_agreement, frechet_distance, frechet_replicates, jackknife_se, masks_from_normals, millimetres, mpjpe,
                             normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou, ssim, swap_forgiven_pixels)
-from .multiview import Condition, MultiViewPipeline, decode_latents, denoise, pixels_per_cell
+from .multiview import Condition, MultiViewPipeline, decode_latents, denoise, pixels_per_cell, skeleton_input
+from .pose_estimator import PoseEstimator
 from .posescore import SkeletonPredictor
 from .rendering import skeleton_maps
 from .repeatable import seeded_generator
@@ -29,9 +30,9 @@ from .selection import is_tilted
 
 # %% auto #0
 __all__ = ['METRICS', 'GroundTruth', 'Judge', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views',
-           'constant_pose_metrics', 'Metric', 'summarise', 'body_tilt', 'summarise_strata', 'compare', 'format_table',
-           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'behind', 'people_at_once', 'generate_latents',
-           'evaluate_latents', 'judge_errors']
+           'metrics_of_joints', 'Metric', 'summarise', 'body_tilt', 'summarise_strata', 'compare', 'format_table',
+           'Benchmark', 'load_benchmark', 'load_scan_benchmark', 'with_estimates', 'behind', 'people_at_once',
+           'generate_latents', 'evaluate_latents', 'judge_errors']
 
 # %% ../nbs/12_evaluation.ipynb #7ab53c28
 @dataclass
@@ -70,6 +71,11 @@ class PerSample:
     pixels_unseen: np.ndarray                     # pixels of the image, views other than the input's
     swap_forgiven_pixels: np.ndarray              # the same, left and right exchanged per sample if better
     pck3: np.ndarray                              # share of joints within 3 px of 64, unseen views
+    across_mm: np.ndarray | None = None           # across the front view's picture, about the pelvis
+    height_mm: np.ndarray | None = None
+    depth_mm: np.ndarray | None = None
+    depth_of_flat: np.ndarray | None = None       # the depth error of a figure without depth
+    depths: np.ndarray | None = None              # (B, 2, 23) found and true depths about the pelvis, millimetres
     silhouette_iou: np.ndarray | None = None      # unseen views
     normal_deg: np.ndarray | None = None          # degrees, unseen views, over the true silhouette
     color_psnr_db: np.ndarray | None = None       # decibels, unseen views
@@ -114,7 +120,7 @@ def pose_metrics(
     rig: ViewRig,              # image_size = side of the image that pixel errors refer to
     seen: Sequence[int] = (0,),
 ) -> dict[str, np.ndarray]:    # fields of PerSample
-    "The five pose metrics of PerSample."
+    "The pose metrics of PerSample."
     views = _unseen(rig, seen)
     predicted, true = points2d[:, views], rig.project(true_joints)[:, views]
     errors = pixel_errors(predicted, true)
@@ -124,6 +130,8 @@ def pose_metrics(
         "pixels_unseen": _numbers(errors.mean((1, 2))),
         "swap_forgiven_pixels": _numbers(swap_forgiven_pixels(predicted, true)),
         "pck3": _numbers(pck(errors, rig.image_size)),
+        **{name: _numbers(value) for name, value in axis_errors(joints3d, true_joints, scale).items()},
+        "depths": _numbers(torch.stack([(joints - joints[:, :1])[..., 2] * (1000 / scale[:, None]) for joints in (joints3d, true_joints)], 1)),
     }
 
 # %% ../nbs/12_evaluation.ipynb #61b250d6
@@ -200,17 +208,17 @@ def evaluate_views(
     )
 
 # %% ../nbs/12_evaluation.ipynb #e961efb5
-def constant_pose_metrics(
-    mean_joints: Tensor,        # (23, 3) the one answer, frame units
+def metrics_of_joints(
+    answer: Tensor,             # (23, 3) the one answer, or (B, 23, 3) one for each sample, frame units
     true_joints: Tensor,        # (B, 23, 3) frame units
     scale: Tensor,              # (B,) frame units per metre
     rig: ViewRig,               # image_size = side of the image
     seen: Sequence[int] = (0,),
 ) -> PerSample:                 # pose metrics only
-    "The metrics of a predictor that always answers the same framed pose."
-    if tuple(mean_joints.shape) != tuple(true_joints.shape[1:]):
-        raise ValueError(f"constant_pose_metrics: mean_joints have shape {tuple(mean_joints.shape)}; {tuple(true_joints.shape[1:])} is needed.")
-    joints3d = mean_joints.to(true_joints).expand_as(true_joints)
+    "The pose metrics of joints that no picture was drawn from: a predictor that always answers the same framed pose, or an estimate of each. ValueError for another shape."
+    if tuple(answer.shape) not in (tuple(true_joints.shape[1:]), tuple(true_joints.shape)):
+        raise ValueError(f"metrics_of_joints: joints have shape {tuple(answer.shape)}; {tuple(true_joints.shape[1:])} or {tuple(true_joints.shape)} is needed.")
+    joints3d = answer.to(true_joints).expand_as(true_joints)
     return PerSample(**pose_metrics(rig.project(joints3d), joints3d, true_joints, scale, rig, seen))
 
 # %% ../nbs/12_evaluation.ipynb #bed2a73f
@@ -220,21 +228,26 @@ class Metric(NamedTuple):
     digits: int           # after the decimal point
     larger_better: bool
     ratio: bool           # has a true zero, so a relative change means something
+    in_table: bool = True # whether a table of one screen has a column for it
 
 
 METRICS: dict[str, Metric] = {
     "mpjpe_mm": Metric("MPJPE mm", 1, False, True),
     "pa_mpjpe_mm": Metric("PA mm", 1, False, True),
-    "pixels_unseen": Metric("2D px", 2, False, True),
-    "swap_forgiven_pixels": Metric("LR px", 2, False, True),
-    "pck3": Metric("PCK3", 3, True, True),
+    "across_mm": Metric("across", 1, False, True),
+    "height_mm": Metric("height", 1, False, True),
+    "depth_mm": Metric("depth", 1, False, True),
+    "depth_of_flat": Metric("flat", 1, False, True, False),
+    "pixels_unseen": Metric("2D px", 2, False, True, False),
+    "swap_forgiven_pixels": Metric("LR px", 2, False, True, False),
+    "pck3": Metric("PCK3", 3, True, True, False),
     "silhouette_iou": Metric("IoU", 3, True, True),
     "normal_deg": Metric("normal", 1, False, True),
     "color_psnr_db": Metric("PSNR dB", 2, True, False),
     "judge_reward": Metric("reward", 3, True, False),
     "frechet": Metric("Fréchet", 2, False, True),
     "sharpness": Metric("sharp", 3, True, True),
-    "drift": Metric("drift", 3, False, True),
+    "drift": Metric("drift", 3, False, True, False),
 }
 
 
@@ -268,6 +281,9 @@ def summarise(
     for name, column in _columns(per_sample).items():
         summary[name] = _round(column.mean())
         summary[name + "_ci95"] = [_round(x) for x in bootstrap_ci(column, n=n, seed=seed)]
+    if per_sample.depths is not None:
+        agreement = depth_agreement(per_sample.depths[:, 0], per_sample.depths[:, 1])
+        summary |= {"depth_correlation": _round(agreement.correlation), "depth_spread": _round(agreement.spread)}
     if reference_features is not None and per_sample.features is not None:
         value = frechet_distance(_flat(per_sample.features), _flat(reference_features))
         spread = 1.96 * jackknife_se(frechet_replicates(per_sample.features, np.asarray(reference_features)))
@@ -337,7 +353,7 @@ def compare(
 # %% ../nbs/12_evaluation.ipynb #61d6f5d5
 def _levels(rows: Mapping[str, Mapping | None], label_width: int) -> list[str]:
     "One line for each row; a row without values is a heading."
-    names = [name for name in METRICS if any(row and name in row for row in rows.values())]
+    names = [name for name in METRICS if METRICS[name].in_table and any(row and name in row for row in rows.values())]
     width = {name: 1 + max(len(METRICS[name].title), 5) for name in names}
     lines = [" " * label_width + "".join(METRICS[name].title.rjust(width[name]) for name in names)]
     for label, row in rows.items():
@@ -363,7 +379,7 @@ def format_table(
     "A plain-text table of at most 100 columns and 40 lines. ValueError if it would be larger."
     lines = _levels(rows, label_width)
     if changes:
-        names = [name for name in METRICS if any(name in change for change in changes.values())]
+        names = [name for name in METRICS if METRICS[name].in_table and any(name in change for change in changes.values())]
         header = "change [95 %], relative, change/SE"
         lines += ["", "paired".ljust(10) + " ".join(f"{label}: {header}".ljust(44)[:44] for label in changes).rstrip()]
         for name in names:
@@ -377,12 +393,13 @@ def format_table(
 # %% ../nbs/12_evaluation.ipynb #d7dc69c1
 @dataclass
 class Benchmark:
-    "Samples with their truth: `truth` (images, masks, joints, scale), their true `latents` and conditions (a `LatentSet`), and which are `tilted` (N,) bool. `photos` (N, 3, H, W): what the model is shown, where the truth has no pictures."
+    "Samples with their truth: `truth` (images, masks, joints, scale), their true `latents` and conditions (a `LatentSet`), and which are `tilted` (N,) bool. `photos` (N, 3, H, W): what the model is shown, where the truth has no pictures; `told` (N, 23, 3): the joints that it is told, None: none."
     name: str
     truth: GroundTruth
     data: LatentSet
     tilted: np.ndarray
     photos: Tensor | None = None
+    told: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -427,6 +444,15 @@ def load_scan_benchmark(
     truth = GroundTruth(torch.stack([example.images for example in examples]), torch.stack([example.masks for example in examples]), data.joints, data.scale)
     return Benchmark(name, truth, data, is_tilted(data.joints).numpy())
 
+# %% ../nbs/12_evaluation.ipynb #b93296ef
+@torch.no_grad()
+def with_estimates(benchmark: Benchmark, estimator: PoseEstimator | None) -> Benchmark:
+    "The same benchmark with the joints that `estimator` finds in its photos; without an estimator, unchanged."
+    if estimator is None:
+        return benchmark
+    photos = benchmark.shown(len(benchmark)).to(estimator.device, estimator.dtype)
+    return replace(benchmark, told=torch.cat([estimator(part).joints.float().cpu() for part in photos.split(256)]))
+
 # %% ../nbs/12_evaluation.ipynb #2f2fc4c7
 def behind(drawing) -> torch.nn.Module:
     "The network whose device and precision count: of a `HandOver`, of its method `start`, or the network itself."
@@ -448,15 +474,18 @@ def generate_latents(
     num_inference_steps: int = 10,
     seed: int = 0,                 # of the noise
     batch_size: int = 0,           # people per call; 0: 16 in the tiny world, one at PSHuman's size
+    rig: ViewRig = TINY_RIG,       # the body views, for a benchmark with joints to tell
 ) -> Tensor:                       # (N, D, V, 4, h, w)
-    "What a model draws from the photos of a benchmark, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
+    "What a model draws from the photos of a benchmark, and from what it is told of the pose, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
     data, parts, network = benchmark.data, [], behind(unet)
     device, dtype = getattr(network, "device", "cpu"), getattr(network, "dtype", torch.float32)     # a plain function has neither
     batch_size = batch_size or people_at_once(data.latents.shape[-1])
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]
         noise = torch.stack([torch.randn(part.latents.shape[1:], generator=seeded_generator(seed, start + i, benchmark.name)) for i in range(len(part))])
-        condition = Condition(*(told.to(device, dtype) for told in (part.photos, part.descriptors, prompt_embeds)))
+        maps = skeleton_input(network, None if benchmark.told is None else benchmark.told[start : start + batch_size], rig)
+        told = (part.photos, part.descriptors, prompt_embeds, *([] if maps is None else [maps]))
+        condition = Condition(*(value.to(device, dtype) for value in told))
         parts.append(denoise(unet, scheduler, condition, noise.to(device, dtype), num_inference_steps).float().cpu())
     return torch.cat(parts)
 

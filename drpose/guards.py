@@ -20,7 +20,7 @@ from .cameras import ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs
 from .evaluation import Benchmark, GroundTruth, PerSample, compare, evaluate_latents, generate_latents, people_at_once
 from .files import read_lines, write_atomic
-from .multiview import Condition, MultiViewPipeline, decode_latents, predict
+from .multiview import Condition, MultiViewPipeline, decode_latents, predict, skeleton_input
 from .multiview_unet import HandOver, save_lora
 from .posescore import PoseScore, SkeletonPredictor
 from .repeatable import seeded_generator
@@ -108,7 +108,7 @@ class _Draws:
     base: dict[str, Tensor]
 
     def _draw(self, network, name: str, seed: int = 0) -> Tensor:
-        return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name], self.settings.num_inference_steps, seed)
+        return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name], self.settings.num_inference_steps, seed, rig=self.rig)
 
     def _measure(self, latents: Tensor, name: str) -> PerSample:
         return evaluate_latents(latents, self.benchmarks[name], self.vae, self.judge, self.rig, self.base[name])
@@ -129,7 +129,10 @@ class _Draws:
         for timestep in (249, 499, 749):
             noised = self.scheduler.add_noise(drawn, torch.randn(drawn.shape, generator=seeded_generator("guard", timestep)), torch.tensor([timestep]))
             for part in torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1])):
-                condition = Condition(*(told.to(network.device, network.dtype) for told in (data.photos[part], data.descriptors[part], self.prompt_embeds)))
+                joints = self.benchmarks["hard"].told
+                maps = skeleton_input(network, None if joints is None else joints[part], self.rig)
+                told = (data.photos[part], data.descriptors[part], self.prompt_embeds, *([] if maps is None else [maps]))
+                condition = Condition(*(value.to(network.device, network.dtype) for value in told))
                 now, base = (predict(answer, noised[part].to(network.device, network.dtype), torch.tensor(timestep), condition).float() for answer in (self.drawing, self.drawing.start))
                 gaps.append((now - base).square().flatten(1).mean(1).cpu())
         return float(torch.cat(gaps).mean())
@@ -243,4 +246,4 @@ def pair_benchmark(name: str, pairs: PosePairs, people: int, pipeline: MultiView
     scale = torch.cat([pairs[i]["framing"].scale for i in range(people)])
     data = LatentSet(torch.full(shape, torch.nan).half(), told.photos, told.descriptors, told.joints, scale)
     photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear", antialias=True)[0].clamp(0, 1) for i in range(people)])
-    return Benchmark(name, GroundTruth(None, told.masks, told.joints, scale), data, is_tilted(told.joints).numpy(), photos)
+    return Benchmark(name, GroundTruth(None, told.masks, told.joints, scale), data, is_tilted(told.joints).numpy(), photos, told.told)

@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler
 from .bodies import load_body
 from .cameras import ViewRig
 from .dataset import TINY_RIG, PosePairs
-from .evaluation import Benchmark, load_benchmark, load_scan_benchmark
+from .evaluation import Benchmark, load_benchmark, load_scan_benchmark, with_estimates
 from .files import read_json, write_json
 from .guards import Guard, GuardSettings, pair_benchmark
 from .multiview import MultiViewPipeline, pixels_per_cell
@@ -74,16 +74,15 @@ class PostTrainSources:
         if not self.guard_scans and not self.guard_pairs:
             if pipeline.config.descriptor != "pooled" or rig != TINY_RIG:
                 raise ValueError(f"setting 'guard_every' is {config.guard_every}, but this pipeline is not the tiny world's: name guard_scans and guard_pairs, or use guard_every 0")
-            return lambda: {name: load_benchmark(name, pipeline.vae, load_body(), people, seed=GUARD_SEED, rig=rig) for name in ("hard", "everyday")}
+            return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), people, seed=GUARD_SEED, rig=rig), pipeline.pose_estimator) for name in ("hard", "everyday")}
         folders, pairs = sorted(path.parent for path in Path(self.guard_scans).glob(f"*/{POSE_FILE}"))[:people], PosePairs(self.guard_pairs)
         for name, place, found in (("guard_scans", self.guard_scans, len(folders)), ("guard_pairs", self.guard_pairs, len(pairs))):
             if found < people:
                 raise ValueError(f"{name} {place!r}: holds {found} people with a known pose, needed {people} (guard_people)")
         return lambda: {
             "hard": pair_benchmark("hard", pairs, people, pipeline, load_body(), rig, outlines="silhouette" in read_recipe(config.reward)),
-            "everyday": load_scan_benchmark("everyday", pipeline, folders),
+            "everyday": with_estimates(load_scan_benchmark("everyday", pipeline, folders), pipeline.pose_estimator),
         }
-
 
 # %% ../nbs/10e_launching.ipynb #f710971b
 def guard_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: MultiViewPipeline, rig: ViewRig, figure: FigureMap | None) -> Callable | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from .bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES
 
 # %% auto #0
-__all__ = ['SWAPPED_JOINTS', 'millimetres', 'check_pair', 'check_levels', 'mpjpe', 'procrustes_align', 'pa_mpjpe', 'pixel_errors',
-           'swap_forgiven_pixels', 'pck', 'masks_from_normals', 'silhouette_iou', 'normal_degrees', 'psnr', 'ssim',
-           'sharpness', 'frechet_distance', 'bootstrap_ci', 'frechet_replicates', 'jackknife_se']
+__all__ = ['SWAPPED_JOINTS', 'millimetres', 'check_pair', 'check_levels', 'mpjpe', 'axis_errors', 'DepthAgreement',
+           'depth_agreement', 'procrustes_align', 'pa_mpjpe', 'pixel_errors', 'swap_forgiven_pixels', 'pck',
+           'masks_from_normals', 'silhouette_iou', 'normal_degrees', 'psnr', 'ssim', 'sharpness', 'frechet_distance',
+           'bootstrap_ci', 'frechet_replicates', 'jackknife_se']
 
 # %% ../nbs/12a_metrics.ipynb #a67bc308
 def millimetres(
@@ -55,6 +57,36 @@ def mpjpe(
     check_pair(predicted, true, (None, None, 3), "mpjpe")
     difference = (predicted - predicted[:, :1]) - (true - true[:, :1])
     return difference.norm(dim=-1).mean(-1)
+
+# %% ../nbs/12a_metrics.ipynb #eba835ed
+def axis_errors(
+    predicted: Tensor,  # (B, J, 3) joints, frame units
+    true: Tensor,       # (B, J, 3) joints, frame units; joint 0 is the pelvis
+    scale: Tensor,      # (B,) frame units per metre
+) -> dict[str, Tensor]: # (B,) each, millimetres
+    "Mean absolute errors about the pelvis: across_mm and height_mm in the front view's picture, depth_mm, and depth_of_flat, the depth error of a figure without depth."
+    check_pair(predicted, true, (None, None, 3), "axis_errors")
+    predicted, true = predicted - predicted[:, :1], true - true[:, :1]
+    across, height, depth = (millimetres(part, scale) for part in (predicted - true).abs().mean(1).unbind(-1))
+    return {"across_mm": across, "height_mm": height, "depth_mm": depth, "depth_of_flat": millimetres(true[..., 2].abs().mean(1), scale)}
+
+# %% ../nbs/12a_metrics.ipynb #b78803a2
+class DepthAgreement(NamedTuple):
+    "How drawn depths go with true ones, over all joints of all people."
+
+    correlation: float  # -1 to 1; 0 where either does not vary
+    spread: float       # standard deviation of the drawn depths over that of the true ones
+
+
+def depth_agreement(
+    predicted: np.ndarray,  # (B, J) depths about the pelvis, any unit
+    true: np.ndarray,       # (B, J) in that unit
+) -> DepthAgreement:
+    "ValueError if the shapes differ or nothing in the truth varies."
+    found, known = np.asarray(predicted, np.float64).ravel(), np.asarray(true, np.float64).ravel()
+    if np.shape(predicted) != np.shape(true) or not known.std() > 0:
+        raise ValueError(f"depth_agreement needs two arrays (B, J) of one shape, the second not constant; found {np.shape(predicted)} and {np.shape(true)}.")
+    return DepthAgreement(float(np.corrcoef(found, known)[0, 1]) if found.std() > 0 else 0.0, float(found.std() / known.std()))
 
 # %% ../nbs/12a_metrics.ipynb #1a7d554f
 def procrustes_align(

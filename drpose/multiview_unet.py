@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NUM_DOMAINS', 'ONLY_VALUE', 'LORA_FILE', 'SETTINGS_OF_LORA', 'BEYOND_LORA', 'Attention', 'fuse_face',
            'domain_attention', 'row_attention', 'MultiViewBlock', 'MultiViewTransformer', 'Stage', 'MiddleStage',
-           'DownStage', 'UpStage', 'check_config', 'heads_per_level', 'build_stages', 'check_inputs', 'MultiViewOutput',
-           'MultiViewNetwork', 'MultiViewUNet', 'some_views', 'lora_targets', 'idle_parameters', 'save_lora',
-           'lora_settings', 'lora_shapes', 'check_lora', 'load_lora', 'adapters_off', 'merged', 'without_adapters',
-           'HandOver']
+           'DownStage', 'UpStage', 'check_config', 'heads_per_level', 'build_stages', 'check_inputs', 'check_skeletons',
+           'MultiViewOutput', 'MultiViewNetwork', 'MultiViewUNet', 'add_skeleton_input', 'some_views', 'lora_targets',
+           'idle_parameters', 'save_lora', 'lora_settings', 'lora_shapes', 'check_lora', 'load_lora', 'adapters_off',
+           'merged', 'without_adapters', 'HandOver']
 
 # %% ../nbs/07a_multiview_unet.ipynb #fdf6f0a1
 import copy
@@ -304,6 +304,13 @@ def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None, vi
                 raise ValueError(f"sample is {side} x {side}, which is {-(-side // 2**level)} x {-(-side // 2**level)} at level {level}, "
                                  "but the face view needs a side divisible by 3 wherever there is attention.")
 
+# %% ../nbs/07a_multiview_unet.ipynb #f132603b
+def check_skeletons(config, skeletons: Tensor | None, sample: Tensor) -> None:
+    "Refuse skeleton maps of another shape, or for a network that has no input for them."
+    if skeletons is not None and tuple(skeletons.shape) != (len(sample), config.skeleton_channels, *sample.shape[-2:]):
+        raise ValueError(f"skeletons must have shape {(len(sample), config.skeleton_channels, *sample.shape[-2:])}, found {tuple(skeletons.shape)}." if config.skeleton_channels else
+                         "skeletons were given, but this network has no input for them (skeleton_channels is 0); see add_skeleton_input.")
+
 # %% ../nbs/07a_multiview_unet.ipynb #cbea9af9
 @dataclass
 class MultiViewOutput(BaseOutput):
@@ -331,15 +338,17 @@ class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: Tensor,         # (D*B*V, L, C) text: which view and domain each row is
         class_labels: Tensor | None = None,    # (D*B*V, P) descriptor of the photo
         return_dict: bool = True,
+        skeletons: Tensor | None = None,       # (D*B*V, J, h, h) skeleton maps of the pose; None, or zeros for a row: it is told none
     ) -> MultiViewOutput | tuple[Tensor]:      # (D*B*V, 4, h, h)
         check_inputs(self.config, sample, encoder_hidden_states, class_labels, getattr(self, "_views", self.config.num_views))
         timestep = torch.as_tensor(timestep, device=sample.device)
         if timestep.dim() > 1 or timestep.numel() not in (1, len(sample)):
             raise ValueError(f"timestep must be one number or one for each of the {len(sample)} rows, found shape {tuple(timestep.shape)}.")
+        check_skeletons(self.config, skeletons, sample)
         embedding = self.time_embedding(self.time_proj(timestep.expand(len(sample))).to(sample.dtype))
         if class_labels is not None:
             embedding = embedding + self.class_embedding(class_labels.to(sample.dtype))
-        skips = [self.conv_in(sample)]
+        skips = [self.conv_in(sample) if skeletons is None else self.conv_in(sample) + self.conv_skeleton(skeletons.to(sample.dtype))]
         for stage in self.down_blocks:
             skips += stage(skips[-1], embedding, encoder_hidden_states)
         features = self.mid_block(skips[-1], embedding, encoder_hidden_states)
@@ -359,7 +368,7 @@ class MultiViewUNet(MultiViewNetwork):
         down_block_types: tuple[str, ...] = ("CrossAttnDownBlockMV2D",) * 3 + ("DownBlock2D",), mid_block_type: str = "UNetMidBlockMV2DCrossAttn",
         up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlockMV2D",) * 3,
         attention_head_dim: int | tuple[int, ...] = (5, 10, 20, 20), cross_attention_dim: int = 1024, use_linear_projection: bool = True,
-        class_embed_type: str | None = "projection", projection_class_embeddings_input_dim: int | None = 2048,
+        class_embed_type: str | None = "projection", projection_class_embeddings_input_dim: int | None = 2048, skeleton_channels: int = 0,
         multiview_attention: bool = True, mvcd_attention: bool = True, selfattn_block: str = "self_rowwise",
         flip_sin_to_cos: bool = True, freq_shift: int = 0, act_fn: str = "silu", norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.0,
         downsample_padding: int = 1, mid_block_scale_factor: float = 1, resnet_time_scale_shift: str = "default",
@@ -377,12 +386,24 @@ class MultiViewUNet(MultiViewNetwork):
         check_config(self.config)
         width, time_dim = block_out_channels[0], 4 * block_out_channels[0]
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.conv_skeleton = nn.Conv2d(skeleton_channels, width, 3, padding=1, bias=False) if skeleton_channels else None
         self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
         self.time_embedding = TimestepEmbedding(width, time_dim)
         self.class_embedding = TimestepEmbedding(projection_class_embeddings_input_dim, time_dim) if class_embed_type else None
         self.down_blocks, self.mid_block, self.up_blocks = build_stages(self.config)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+# %% ../nbs/07a_multiview_unet.ipynb #09219357
+def add_skeleton_input(unet: MultiViewUNet, channels: int = 23) -> MultiViewUNet:
+    "A copy of the network that can be told a pose by so many skeleton maps; until it is trained, it does not listen. ValueError if it can already, or carries an adapter."
+    if unet.config.skeleton_channels or getattr(unet, "peft_config", None):
+        raise ValueError(f"add_skeleton_input needs a network without skeleton input and without adapters, found skeleton_channels = {unet.config.skeleton_channels}.")
+    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}    # diffusers notes there which values are defaults, and would put them back
+    wide = MultiViewUNet(**settings | {"skeleton_channels": channels})
+    nn.Module.to(wide, unet.device, unet.dtype)
+    wide.load_state_dict(unet.state_dict() | {"conv_skeleton.weight": torch.zeros_like(wide.conv_skeleton.weight)})
+    return wide.train(unet.training)
 
 # %% ../nbs/07a_multiview_unet.ipynb #8da78ba2
 @contextmanager

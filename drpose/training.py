@@ -25,7 +25,7 @@ from .bodies import SKELETON_JOINTS, BodyModel, Pose
 from .cameras import Framing, ViewRig
 from .dataset import TINY_RIG, LatentSet, PosePairs, draw_set, encode_set, render_set
 from .inputs import digest_of
-from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell, place_of, predict
+from .multiview import Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell, place_of, predict, skeleton_input
 from .multiview_unet import LORA_FILE, HandOver, idle_parameters, load_lora, lora_settings, lora_targets, merged, save_lora, without_adapters
 from .posescore import PoseScore, SkeletonPredictor
 from .pretraining import train_autoencoder, train_base, train_skeleton_predictor
@@ -109,12 +109,13 @@ class PostTrainConfig(LoopConfig):
 # %% ../nbs/10c_training.ipynb #242d3eff
 @dataclass
 class PairConditions:
-    "What post-training reads, for N pairs: photo latents (N, 4, h, w) or (N, V, C, h, w), descriptors (N, P) or (N, D, V, P), joints (N, 23, 3) in the photo's frame, and for outlines in the reward the body's coverage (N, V, h, w) in [0, 1]."
+    "What post-training reads, for N pairs: photo latents (N, 4, h, w) or (N, V, C, h, w), descriptors (N, P) or (N, D, V, P), joints (N, 23, 3) in the photo's frame, for outlines in the reward the body's coverage (N, V, h, w) in [0, 1], and what the model is told of the joints (N, 23, 3), None: nothing."
 
     photos: Tensor
     descriptors: Tensor
     joints: Tensor
     masks: Tensor | None = None
+    told: Tensor | None = None
     made_from: str = ""  # digest of the pairs' content, where they come from files: what a network makes of a photo differs in the last bits between machines
 
     def __len__(self) -> int:
@@ -122,7 +123,7 @@ class PairConditions:
 
     def digest(self) -> str:
         "What a run that learns from these pairs is made from."
-        return self.made_from or digest_of(self.photos, self.descriptors, self.joints, self.masks)
+        return self.made_from or digest_of(self.photos, self.descriptors, self.joints, self.masks, self.told)
 
 
 OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell and side, then averaged
@@ -154,12 +155,13 @@ def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: B
         images = torch.stack([item["image"] for item in items])
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
-        told = pipeline.condition(framed_pictures(images, size, config.face_view), noise, 0)
+        pictures = framed_pictures(images, size, config.face_view)
+        told, estimated = pipeline.condition(pictures, noise, 0), pipeline.estimate(pictures)
         joints = torch.cat([item["framing"].apply(body_model.joints(item["pose"].to(place_of(body_model)))[:, list(SKELETON_JOINTS)].cpu()) for item in items])
-        masks = [] if outlines is None else [torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size).cpu() for item in items])]
-        columns.append((told.condition_latents.float().cpu(), told.class_labels.float().cpu(), joints, *masks))
-    made_from = digest_of(seen.hexdigest(), pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder]))
-    return PairConditions(*(torch.cat(column) for column in zip(*columns, strict=True)), made_from=made_from)
+        masks = {} if outlines is None else {"masks": torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size).cpu() for item in items])}
+        columns.append({"photos": told.condition_latents.float().cpu(), "descriptors": told.class_labels.float().cpu(), "joints": joints} | masks | ({} if estimated is None else {"told": estimated.cpu()}))
+    made_from = digest_of(seen.hexdigest(), *(part for part in (pipeline.vae, pipeline.image_encoder, pipeline.pose_estimator) if part is not None))
+    return PairConditions(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]}, made_from=made_from)
 
 # %% ../nbs/10c_training.ipynb #4d9c6138
 OTHER_LAYERS = r".*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2|conv1|conv2|conv_shortcut|time_emb_proj)|conv_out"  # what "all" adapts beside attention
@@ -184,6 +186,7 @@ def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens:
             raise ValueError(f"start_from is {str(start_from)!r}, an adapter, but lora_rank 0 trains all weights; load the adapter into the network before")
         base = copy.deepcopy(unet).eval()
         idle = set(idle_parameters(unet)) if prompt_tokens == 1 else set()  # processes that wait for a gradient which never comes would wait forever
+        idle.add("conv_skeleton.weight")  # how the network is told a pose stays as it is, also where no pose is told
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_(name not in idle)
         return base
@@ -211,8 +214,8 @@ def check_handover(timesteps: tuple[int, ...], config: PostTrainConfig) -> None:
 class Sitters:
     "The people in front of the camera: which pair, which noise and which networks belong to a sample, by the update at which it started and its slot in the batch."
 
-    def __init__(self, drawing: HandOver, data: PairConditions, prompt_embeds: Tensor, seed: int, guidance_scale: float = 1.0):
-        self.drawing, self.data, self.prompt_embeds, self.seed, self.guidance_scale = drawing, data, prompt_embeds, seed, guidance_scale
+    def __init__(self, drawing: HandOver, data: PairConditions, prompt_embeds: Tensor, seed: int, guidance_scale: float = 1.0, rig: ViewRig = TINY_RIG):
+        self.drawing, self.data, self.prompt_embeds, self.seed, self.guidance_scale, self.rig = drawing, data, prompt_embeds, seed, guidance_scale, rig
         self.shape = (*prompt_embeds.shape[:2], 4, *data.photos.shape[-2:])  # (D, V, 4, h, w) of one sample
 
     def pair(self, update: int, slot: int) -> int:
@@ -226,7 +229,8 @@ class Sitters:
     def networks(self, pairs: list[int], device: torch.device) -> dict[str, Predict | None]:
         "The tuned network, the base, and who draws what is not trained, looking at the photos of `pairs`."
         photos, descriptors, prompts = (value.to(device) for value in (self.data.photos[pairs], self.data.descriptors[pairs], self.prompt_embeds))
-        condition = Condition(photos, descriptors, prompts)
+        maps = skeleton_input(self.drawing.unet, None if self.data.told is None else self.data.told[pairs].to(device), self.rig)
+        condition = Condition(photos, descriptors, prompts, maps)
 
         def look(network, guidance_scale: float = 1.0) -> Predict:
             return lambda sample, timestep: predict(network, sample, timestep, condition, guidance_scale)
@@ -242,7 +246,7 @@ class _Drawings(nn.Module):
         super().__init__()
         self.unet, self.score, self.scheduler, self.rig, self.config = unet, score, scheduler, rig.resized(data.photos.shape[-1]), config
         drawing = HandOver(unet, base, config.base_below)
-        self.sitters = Sitters(drawing, data, prompt_embeds, config.seed, config.guidance_scale)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
+        self.sitters = Sitters(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
         if config.estimator == "walk":
             self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size, *self.sitters.shape))
 

@@ -299,7 +299,7 @@ class LiveCurves:
             self.handle.update(figure)
 
 # %% ../nbs/13_viewers.ipynb #8cb21eeb
-EFFECT_METRICS = ("mpjpe_mm", "pixels_unseen", "silhouette_iou", "normal_deg", "color_psnr_db", "frechet", "sharpness", "judge_reward")
+EFFECT_METRICS = ("mpjpe_mm", "depth_mm", "silhouette_iou", "normal_deg", "color_psnr_db", "frechet", "sharpness", "judge_reward")
 
 
 def effect_figure(

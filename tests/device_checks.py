@@ -63,11 +63,12 @@ from drpose.dataset import (  # noqa: E402
 )
 from drpose.evaluation import (  # noqa: E402
     body_tilt,
-    constant_pose_metrics,
+    metrics_of_joints,
     drift,
     evaluate_latents,
     generate_latents,
     load_benchmark,
+    with_estimates,
 )
 from drpose.guards import pair_benchmark  # noqa: E402
 from drpose.inputs import digest_of  # noqa: E402
@@ -82,17 +83,20 @@ from drpose.multiview import (  # noqa: E402
     pil_images,
 )
 from drpose.multiview_unet import (  # noqa: E402
+    add_skeleton_input,
     adapters_off,
     load_lora,
     merged,
     save_lora,
     without_adapters,
 )
+from drpose.pose_estimator import laplace_loss, mirror, turn  # noqa: E402
 from drpose.posescore import PoseScore, SkeletonPredictor, read_joints  # noqa: E402
 from drpose.posespace import limit_violation, self_collision  # noqa: E402
 from drpose.pretraining import (  # noqa: E402
     AutoencoderConfig,
     BaseConfig,
+    EstimatorConfig,
     PredictorConfig,
     base_error,
     estimate_latents,
@@ -100,6 +104,7 @@ from drpose.pretraining import (  # noqa: E402
     tiny_unet,
     train_autoencoder,
     train_base,
+    train_pose_estimator,
     train_skeleton_predictor,
 )
 from drpose.pshuman import from_stable_unclip  # noqa: E402
@@ -386,6 +391,33 @@ def pretraining(device, folder):
     return {f"{name} {key}": tensor for name, model in (("vae", vae), ("base", base), ("reader", reader)) for key, tensor in model.state_dict().items()} | {"error": torch.tensor(errors[500]), "estimates": estimates.latents}
 
 
+@check("a pose that is told")
+def told(device, folder):
+    body, shared = load_body(), dict(steps=2, batch_size=2, warmup_steps=0, log_every=1, checkpoint_every=2, tracker="none")
+    people = next(render_set(draw_set("everyday", 4, 1, body), body, TINY_RIG))
+    photos, joints = (people.images[:, 1, 0] * 255).round().byte(), people.joints
+    config = EstimatorConfig(**shared, block_out_channels=(8, 16, 16, 16), layers_per_block=1)
+    estimator, _ = train_pose_estimator(config, photos, joints, RunDirectory(folder / "estimator", config), None, new_accelerator(config, folder / "estimator"))
+    mirrored, its_joints = mirror(people.images[:, 1, 0].to(device), joints.to(device))
+    turned, its_joints = turn(mirrored, its_joints, *(torch.full(shape, 0.5, device=device) for shape in ((4,), (4,), (4, 2))))
+    loss = laplace_loss(estimator(turned), its_joints)
+    plain = pipeline_on("cpu")
+    config, unet = BaseConfig(**shared, two_views=True), add_skeleton_input(tiny_unet((8, 16), (0, 1)))
+    base, _ = train_base(config, unet, plain.scheduler, encode_set(plain.vae, people), plain.prompt_table.embeds, RunDirectory(folder / "base", config), new_accelerator(config, folder / "base"))
+    there = pipeline_on(device)
+    pipeline = MultiViewPipeline(base, there.vae, there.scheduler, there.prompt_table, azimuths=TINY_RIG.azimuths, mirrored=TINY_RIG.mirrored, pose_estimator=estimator)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(people.images[:2, 1, 0], 2, generator=seeds(), joints=joints[:2], output_type="latent").images
+    benchmark = with_estimates(load_benchmark("hard", pipeline.vae, load_body().to(device), 4), pipeline.pose_estimator)
+    from_photos = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
+    build_dataset(plan_dataset(4), folder / "pairs")
+    data = condition_pairs(PosePairs(folder / "pairs"), pipeline, load_body().to(device))
+    config = PostTrainConfig(**shared, num_inference_steps=4, trained_steps=1, early_stop=1)
+    posttrain(config, pipeline.unet, plain.scheduler, reader_on(device), data, plain.prompt_table.embeds, TINY_RIG, folder / "run", accelerator=new_accelerator(config, folder / "run"))
+    rewards = torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()])
+    return {"loss": loss, "drawn": drawn, "found": benchmark.told, "from photos": from_photos, "told": data.told, "rewards": rewards, "input": add_skeleton_input(there.unet).conv_skeleton.weight}
+
+
 @check("benchmarks, measures and calibration")
 def measured(device, folder):
     body, pipeline, judge = load_body().to(device), pipeline_on(device), reader_on(device, "judge")
@@ -412,9 +444,9 @@ def measures(device, folder):
     x, y = (torch.rand(3, 3, 32, 32, generator=seeds(n)).to(device) for n in (5, 6))
     mask = masks_from_normals(x)
     errors = metrics.pixel_errors(p, q)
-    constant = constant_pose_metrics(a[0], b, torch.full((3,), 0.5, device=device), TINY_RIG)
+    constant = metrics_of_joints(a[0], b, torch.full((3,), 0.5, device=device), TINY_RIG)
     return {
-        "mpjpe": metrics.millimetres(metrics.mpjpe(a, b), torch.full((3,), 0.5, device=device)), "pa": metrics.pa_mpjpe(a, b), "pixels": errors, "swapped": metrics.swap_forgiven_pixels(p, q), "pck": metrics.pck(errors, 64), "psnr": metrics.psnr(x, y),
+        **metrics.axis_errors(a, b, torch.full((3,), 0.5, device=device)), "mpjpe": metrics.millimetres(metrics.mpjpe(a, b), torch.full((3,), 0.5, device=device)), "pa": metrics.pa_mpjpe(a, b), "pixels": errors, "swapped": metrics.swap_forgiven_pixels(p, q), "pck": metrics.pck(errors, 64), "psnr": metrics.psnr(x, y),
         "ssim": metrics.ssim(x, y), "sharpness": metrics.sharpness(x, y), "iou": metrics.silhouette_iou(mask, masks_from_normals(y)), "normals": metrics.normal_degrees(x, y, torch.ones_like(mask)), "constant": torch.from_numpy(constant.mpjpe_mm),
         "correlation": torch.tensor(rank_correlation(a[:, 0, 0], b[:, 0, 0])), "drift": drift(torch.rand(2, 2, 4, 4, 8, 8, generator=seeds(7)).to(device), torch.rand(2, 2, 4, 4, 8, 8, generator=seeds(8)).to(device)),
     }  # fmt: skip

@@ -22,7 +22,7 @@ NOT_ON_A_DEVICE = {
     "makes a new model or table, which is moved afterwards": """
         multiview.tiny_prompt_embeds multiview.PromptTable multiview_unet.build_stages pretraining.new_autoencoder pretraining.tiny_unet pshuman.from_stable_unclip""",
     "draws poses, people or settings, on the processor by design: a draw must not depend on the machine": """
-        animation.draw_palette clips.draw_poses clips.interpolate clips.pose_keyframe posespace.limit_sample posespace.sample_joint_limits posespace.random_rotation tuning.walk_indices""",
+        animation.draw_palette clips.draw_poses clips.interpolate clips.pose_keyframe posespace.limit_sample posespace.sample_joint_limits posespace.random_rotation tuning.walk_indices pose_estimator.vary""",
     "pictures of Pillow become tensors, which are moved afterwards": "multiview.pictures_tensor multiview.photo_tensor multiview.framed_pictures",
     "keeps data on the processor and hands out batches; the loop moves them": "dataset.LatentSet training.PairConditions pretraining.train_autoencoder pretraining.train_base pretraining.train_skeleton_predictor pretraining.AutoencoderLoss pretraining.PredictorLoss pretraining.cut_out training.pose_reward",
     "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "evaluation.Benchmark evaluation.picture_metrics evaluation.pose_metrics evaluation.load_scan_benchmark",

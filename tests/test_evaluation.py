@@ -129,14 +129,14 @@ def test_batches_join_to_the_whole(world):
 def test_constant_pose(world):
     truth, _ = world
     mean = truth.joints.mean(0)
-    result = evaluation.constant_pose_metrics(mean, truth.joints, truth.scale, RIG.resized(64))
+    result = evaluation.metrics_of_joints(mean, truth.joints, truth.scale, RIG.resized(64))
     expected = (mean - mean[0] - (truth.joints - truth.joints[:, :1])).norm(dim=-1).mean(-1) / truth.scale * 1000
     assert np.allclose(result.mpjpe_mm, expected, rtol=1e-4)
-    twice = evaluation.constant_pose_metrics(mean, truth.joints, truth.scale, RIG.resized(128))
+    twice = evaluation.metrics_of_joints(mean, truth.joints, truth.scale, RIG.resized(128))
     assert np.allclose(twice.pixels_unseen, 2 * result.pixels_unseen, rtol=1e-4) and np.allclose(twice.pck3, result.pck3)
     assert "silhouette_iou" not in evaluation.summarise(result) and "frechet" not in evaluation.summarise(result)
-    with pytest.raises(ValueError, match="mean_joints"):
-        evaluation.constant_pose_metrics(mean[:5], truth.joints, truth.scale, RIG)
+    with pytest.raises(ValueError, match="joints have shape"):
+        evaluation.metrics_of_joints(mean[:5], truth.joints, truth.scale, RIG)
 
 
 def synthetic(seed, shift=0.0, count=100):
