@@ -3,9 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
+
+import warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
@@ -47,8 +48,7 @@ def parameter_cells(path: Path) -> list[dict]:
 def run_python(code: str, *arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess:
     "Run `code` in an interpreter of its own, so that no seed, figure, default dtype or environment variable leaks between tests."
     environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"}  # nbdev turns nbdev_export off under it
-    environment["MPLBACKEND"] = "agg"
-    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True)
+    return warm_python.run(code, *arguments, cwd=cwd, environment=environment | {"MPLBACKEND": "agg"}, timeout=timeout)
 
 
 @cache

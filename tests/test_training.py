@@ -5,14 +5,13 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny_parts
 import torch
+import warm_python
 from safetensors.torch import load_file
 
 from drpose.multiview import Condition, denoise, predict
@@ -214,13 +213,16 @@ posttrain(tiny_parts.config(steps=24, checkpoint_every=5, estimator=sys.argv[2])
 
 
 def run_worker(folder, estimator, kill_after_step=None):
-    process = subprocess.Popen([sys.executable, "-c", WORKER.format(tests=str(Path(__file__).parent)), str(folder), estimator], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    for line in process.stdout:
-        if kill_after_step is not None and f"step {kill_after_step}/" in line:
-            process.send_signal(signal.SIGKILL)
+    "Train in a process of its own; kill it once it has told of a step."
+    told = Path(folder).with_name(f"{Path(folder).name}-{time.monotonic_ns()}.txt")
+    number = warm_python.start(WORKER.format(tests=str(Path(__file__).parent)), str(folder), estimator, cwd=Path.cwd(), environment=dict(os.environ), stdout=told, stderr=told.with_suffix(".err"))
+    ends = time.monotonic() + 120
+    while kill_after_step is not None and time.monotonic() < ends:
+        if told.exists() and f"step {kill_after_step}/" in told.read_text():
+            os.kill(number, signal.SIGKILL)
             break
-    process.wait()
-    return process.returncode
+        time.sleep(0.001)
+    return warm_python.finish()
 
 
 @pytest.mark.parametrize("estimator", ["drtune", "walk"])
