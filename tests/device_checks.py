@@ -349,7 +349,7 @@ def resumed(device, folder):
 @check("post-training as the jobs start it")
 def launched(device, folder):
     build_dataset(plan_dataset(4), folder / "pairs")
-    config = PostTrainConfig(steps=2, batch_size=2, num_inference_steps=4, trained_steps=1, early_stop=1, log_every=1, checkpoint_every=2, tracker="none", reward="maps + silhouette")
+    config = PostTrainConfig(steps=1, batch_size=2, num_inference_steps=2, trained_steps=1, early_stop=1, log_every=1, checkpoint_every=2, tracker="none", reward="maps + silhouette")
     result = launch(config, PostTrainSources(str(folder / "pairs")), folder / "run")
     return {"rewards": torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()]), "steps": torch.tensor(result.loop.steps)}
 

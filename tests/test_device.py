@@ -40,43 +40,57 @@ def names_of_checks() -> list[str]:
     return named + [f"post-training: {key.value}" for key in variants.keys]
 
 
+PORTIONS = 4
+
+
+def portions() -> list[list[str]]:
+    "The names of the checks, dealt out."
+    names = names_of_checks()
+    return [names[number::PORTIONS] for number in range(PORTIONS)]
+
+
 @pytest.fixture(scope="session")
 def report(tmp_path_factory, request):
-    """What a half of the checks found, each half in a process of its own, since the device is registered for good.
+    """What the checks of a portion found, each portion in a process of its own, since the device is registered for good.
 
-    Both workers of pytest-xdist may ask: the first one computes, the other waits for its answer."""
+    Both workers of pytest-xdist may ask: who finds a portion under way does another one before it waits."""
     mine = tmp_path_factory.getbasetemp()
     shared = mine.parent if hasattr(request.config, "workerinput") else mine
 
-    def of(half: int) -> dict:
-        found = shared / f"device-{half}.json"
-        with open(shared / f"device-{half}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def done(number: int, wait: bool) -> bool:
+        "Whether the portion is done, by whomever; False if it is under way and nobody is to wait."
+        found = shared / f"device-{number}.json"
+        with open(shared / f"device-{number}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return False
             if not found.exists():
-                done = subprocess.run([sys.executable, str(CHECKS), "pretend", *halves()[half]], env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True)
-                assert done.returncode == 0, done.stderr[-2000:]
-                found.write_text(done.stdout.splitlines()[-1])
-        return json.loads(found.read_text())
+                ran = subprocess.run([sys.executable, str(CHECKS), "pretend", *portions()[number]], env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True)
+                assert ran.returncode == 0, ran.stderr[-2000:]
+                found.write_text(ran.stdout.splitlines()[-1])
+        return True
+
+    def of(number: int) -> dict:
+        if not done(number, wait=False):
+            for other in range(PORTIONS):
+                done(other, wait=False)
+            done(number, wait=True)
+        return json.loads((shared / f"device-{number}.json").read_text())
 
     return of
 
 
-def halves() -> list[list[str]]:
-    "The names of the checks in two lists that take about as long, one for each worker."
-    names = names_of_checks()
-    return [names[0::2], names[1::2]]
-
-
-@pytest.mark.parametrize("half, name", [(half, name) for half, names in enumerate(halves()) for name in names])
-def test_the_device_gives_the_processors_numbers(half, name, report):
-    found = report(half)["checks"][name]
+@pytest.mark.parametrize("portion, name", [(number, name) for number, names in enumerate(portions()) for name in names])
+def test_the_device_gives_the_processors_numbers(portion, name, report):
+    found = report(portion)["checks"][name]
     assert found["error"] is None, found["error"]
 
 
 def test_every_public_function_has_been_there(report):
     "What handles tensors is met on the device by some check, or stands in the table above with its reason. A new function joins by itself."
     excused = {name for names in NOT_ON_A_DEVICE.values() for name in names.split()}
-    covered, public = ({name for half in (0, 1) for name in report(half)[which]} for which in ("covered", "public"))
+    covered, public = ({name for number in range(PORTIONS) for name in report(number)[which]} for which in ("covered", "public"))
     missing = sorted(public - covered - excused)
     assert not missing, f"no check in device_checks.py takes these to the device: {missing}"
     assert excused <= public, f"no such functions: {sorted(excused - public)}"
