@@ -14,14 +14,14 @@
 #   TORCH_ARGS      more pip arguments for torch alone, e.g. --index-url with another build of it
 #   DEMO_ARGS       more arguments of `drpose run` for the demo, e.g. -p seed 1
 #   PYTEST_ARGS     more pytest arguments, e.g. -k bodies
-#   TEST_PROCESSES  how many tests run side by side; each takes a core and up to 3 GB
+#   TEST_PROCESSES  how many tests run side by side, best one more than there are cores, since some wait; each takes up to 3 GB
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 ENV_PYTHON = $(VENV)/bin/python
 INSTALLED = $(VENV)/.drpose_installed
