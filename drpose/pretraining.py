@@ -109,7 +109,7 @@ def train_autoencoder(config: AutoencoderConfig, images: Tensor, run: RunDirecto
     return vae.eval(), result
 
 # %% ../nbs/10b_pretraining.ipynb #a2ee3f9c
-def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_levels: tuple[int, ...] = (0, 1, 1), seed: int = 0, skeleton_channels: int = 0) -> MultiViewUNet:
+def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_levels: tuple[int, ...] = (0, 1, 1), seed: int = 0) -> MultiViewUNet:
     "A small `MultiViewUNet` with PSHuman's parts for the tiny world: four views, no face view, 16x16 latents, one attention head per 24 channels."
     torch.manual_seed(seed)
     down = tuple("CrossAttnDownBlockMV2D" if attends else "DownBlock2D" for attends in attention_levels)
@@ -117,7 +117,7 @@ def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_leve
     return MultiViewUNet(
         sample_size=16, in_channels=8, out_channels=4, down_block_types=down, up_block_types=up, block_out_channels=tuple(block_out_channels), layers_per_block=1,
         attention_head_dim=tuple(max(1, width // 24) for width in block_out_channels), norm_num_groups=8, cross_attention_dim=32,
-        class_embed_type="projection", projection_class_embeddings_input_dim=192, num_views=4, face_view=False, skeleton_channels=skeleton_channels,
+        class_embed_type="projection", projection_class_embeddings_input_dim=192, num_views=4, face_view=False,
     )  # fmt: skip
 
 # %% ../nbs/10b_pretraining.ipynb #c10bb5c4
