@@ -46,6 +46,6 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=requirements("requirements"),
     extras_require=extras,
-    entry_points={"console_scripts": [f"{package}={package}.command:main"], "nbdev": [f"{package}={package}._modidx:d"]},
+    entry_points={"console_scripts": [f"{package}={package}.ground.command:main"], "nbdev": [f"{package}={package}._modidx:d"]},
     zip_safe=False,
 )

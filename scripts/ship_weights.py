@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from drpose.multiview import MultiViewPipeline
-from drpose.posescore import SkeletonPredictor
-from drpose.training import embedded_models
+from drpose.ground.model_files import embedded_models
+from drpose.multiview.pipeline import MultiViewPipeline
+from drpose.reward.skeleton_predictor import SkeletonPredictor
 
 PURPOSE = {
     "autoencoder": "Stock AutoencoderKL, 64-pixel images to 16x16 latents of 4 channels, shared by normals and colours.",

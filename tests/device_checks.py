@@ -33,111 +33,42 @@ from project_files import NOTEBOOKS, code_cells, parameter_cells, source  # noqa
 
 import drpose  # noqa: E402
 from drpose import metrics, posespace  # noqa: E402
-from drpose.animation import RenderAnimator, clothing_regions, draw_crowd, photograph  # noqa: E402
-from drpose.bodies import (  # noqa: E402
-    Pose,
-    axis_angle_to_matrix,
-    load_body,
-    matrix_to_axis_angle,
-    z_up_to_y_up,
-)
-from drpose.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
-from drpose.cameras import (  # noqa: E402
-    ViewRig,
-    alpha_of,
-    frame_by_diagonal,
-    frame_photo,
-    resample_photo,
-    triangulate,
-)
-from drpose.dataset import (  # noqa: E402
-    TINY_RIG,
-    PosePairs,
-    build_dataset,
-    draw_set,
-    encode_set,
-    lean,
-    plan_dataset,
-    reframe,
-    render_set,
-)
-from drpose.evaluation import (  # noqa: E402
-    body_tilt,
-    metrics_of_joints,
-    drift,
-    evaluate_latents,
-    generate_latents,
-    load_benchmark,
-    with_estimates,
-)
-from drpose.guards import pair_benchmark  # noqa: E402
-from drpose.inputs import digest_of  # noqa: E402
-from drpose.launching import PostTrainSources, launch  # noqa: E402
-from drpose.metrics import masks_from_normals  # noqa: E402
-from drpose.motion import upright_share  # noqa: E402
-from drpose.multiview import (  # noqa: E402
-    MultiViewPipeline,
-    decode_latents,
-    encode_images,
-    on_white,
-    pil_images,
-)
-from drpose.multiview_unet import (  # noqa: E402
-    add_skeleton_input,
-    adapters_off,
-    load_lora,
-    merged,
-    save_lora,
-    without_adapters,
-)
-from drpose.pose_estimator import laplace_loss, mirror, turn  # noqa: E402
-from drpose.posescore import PoseScore, SkeletonPredictor, read_joints  # noqa: E402
-from drpose.posespace import limit_violation, self_collision  # noqa: E402
-from drpose.pretraining import (  # noqa: E402
-    AutoencoderConfig,
-    BaseConfig,
-    EstimatorConfig,
-    PredictorConfig,
-    base_error,
-    estimate_latents,
-    new_autoencoder,
-    tiny_unet,
-    train_autoencoder,
-    train_base,
-    train_pose_estimator,
-    train_skeleton_predictor,
-)
-from drpose.pshuman import from_stable_unclip  # noqa: E402
-from drpose.rendering import render_views, skeleton_maps  # noqa: E402
-from drpose.rewards import TERMS, FigureMap, PerceptualDistance, RewardSum  # noqa: E402
-from drpose.runs import RunDirectory, new_accelerator  # noqa: E402
-from drpose.scans import (  # noqa: E402
-    encode_scans,
-    normals_seen_from,
-    read_scan,
-    render_scan,
-    render_scans,
-)
-from drpose.selection import (  # noqa: E402
-    diversity,
-    farthest_point_sampling,
-    geodesic_features,
-    pose_difficulty,
-    pose_features,
-)
-from drpose.training import (  # noqa: E402
-    PostTrainConfig,
-    condition_pairs,
-    embedded_models,
-    posttrain,
-)
-from drpose.viewers import (  # noqa: E402
-    contact_sheet,
-    mesh_figure,
-    plot_skeleton,
-    show_views,
-    tint_maps,
-)
+from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph# noqa: E402
+from drpose.pairs.animators import RenderAnimator# noqa: E402
+from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle, z_up_to_y_up
+from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint# noqa: E402
+from drpose.people.pose_sets import draw_set, lean
+from drpose.pictures.cameras import (TINY_RIG, ViewRig, alpha_of, frame_by_diagonal, frame_photo, resample_photo,
+                                     triangulate)
+from drpose.multiview.latents import encode_set, reframe, render_set
+from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.evaluation.views import drift, metrics_of_joints
+from drpose.evaluation.comparison import body_tilt
+from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
+from drpose.posttraining.validation import pair_benchmark# noqa: E402
+from drpose.ground.provenance import digest_of# noqa: E402
+from drpose.posttraining.launching import PostTrainSources, launch# noqa: E402
+from drpose.evaluation.metrics import masks_from_normals# noqa: E402
+from drpose.people.motion import upright_share# noqa: E402
+from drpose.multiview.unet import adapters_off, add_skeleton_input, load_lora, merged, save_lora, without_adapters
+from drpose.multiview.pose_estimator import laplace_loss, mirror, turn
+from drpose.multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, on_white, pil_images# noqa: E402
+from drpose.reward.skeleton_predictor import PoseScore, SkeletonPredictor, read_joints# noqa: E402
+from drpose.people.pose_space import limit_violation, self_collision# noqa: E402
+from drpose.multiview.pshuman import from_stable_unclip
+from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, EstimatorConfig, base_error,
+                                            new_autoencoder, tiny_unet, train_autoencoder, train_base,
+                                            train_pose_estimator)
+from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor# noqa: E402
+from drpose.pictures.rendering import render_views, skeleton_maps# noqa: E402
+from drpose.reward.rewards import TERMS, FigureMap, PerceptualDistance, RewardSum# noqa: E402
+from drpose.ground.trainer import RunDirectory, new_accelerator# noqa: E402
+from drpose.ground.model_files import embedded_models
+from drpose.people.selection import (diversity, farthest_point_sampling, geodesic_features, pose_difficulty,
+                                     pose_features)
+from drpose.pictures.plots import contact_sheet, mesh_figure, plot_skeleton, show_views, tint_maps
+from drpose.multiview.scans import encode_scans, normals_seen_from, read_scan, render_scan, render_scans
+from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, posttrain
 
 Device = str | torch.device
 Check = Callable[[Device, Path], dict]
@@ -500,21 +431,21 @@ def public_functions() -> dict[str, list]:
     "Code objects of every public function and of every public class's own methods, by name; those alone whose signature or class handles tensors or networks."
     words = ("Tensor", "Module", "UNet", "Autoencoder", "Pose", "BodyModel", "Pipeline", "SkeletonPredictor", "vae", "LatentSet", "ImageSet")
     found = {}
-    for module in pkgutil.iter_modules(drpose.__path__):
-        if module.name.startswith("_"):
+    for module in pkgutil.walk_packages(drpose.__path__, "drpose."):
+        if "._" in module.name or module.name.startswith("drpose.jobs"):
             continue
-        module = importlib.import_module(f"drpose.{module.name}")
+        module = importlib.import_module(module.name)
         for name in getattr(module, "__all__", []):
             thing = getattr(module, name)
             if getattr(thing, "__module__", None) != module.__name__:
                 continue
             if inspect.isfunction(thing) and any(word in str(inspect.signature(thing)) for word in words):
-                found[f"{module.__name__.removeprefix('drpose.')}.{name}"] = [inspect.unwrap(thing).__code__]
+                found[f"{module.__name__.rpartition('.')[2]}.{name}"] = [inspect.unwrap(thing).__code__]
             elif inspect.isclass(thing) and (issubclass(thing, torch.nn.Module) or dataclasses.is_dataclass(thing) and any("Tensor" in str(field.type) for field in dataclasses.fields(thing))):
                 own = [inspect.unwrap(getattr(method, "__func__", method)) for key, method in vars(thing).items() if not key.startswith("__") or key == "__call__"]
                 codes = [method.__code__ for method in own if hasattr(method, "__code__")]
                 if codes:
-                    found[f"{module.__name__.removeprefix('drpose.')}.{name}"] = codes
+                    found[f"{module.__name__.rpartition('.')[2]}.{name}"] = codes
     return found
 
 

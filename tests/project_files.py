@@ -11,10 +11,14 @@ import warm_python
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 PACKAGE = ROOT / "drpose"
-DEFINITION_NOTEBOOKS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+PARTS = ("ground", "people", "pictures", "multiview", "pairs", "reward", "evaluation", "posttraining")  # each imports only what stands before it
+OPENINGS = [NOTEBOOKS / part / f"00_{part}.ipynb" for part in PARTS]
+DEFINITION_NOTEBOOKS = [path for part in PARTS for path in sorted((NOTEBOOKS / part).glob("[0-9]*.ipynb")) if path not in OPENINGS]
+DOOR = NOTEBOOKS / "00_drpose.ipynb"
+INDEX = NOTEBOOKS / "index.ipynb"
 RUN_NOTEBOOKS = sorted((NOTEBOOKS / "runs").glob("*.ipynb"))
 RESULT_NOTEBOOKS = sorted((NOTEBOOKS / "results").glob("*.ipynb"))
-ALL_NOTEBOOKS = [*sorted(NOTEBOOKS.glob("*.ipynb")), *RUN_NOTEBOOKS, *RESULT_NOTEBOOKS]
+ALL_NOTEBOOKS = [DOOR, INDEX, *OPENINGS, *DEFINITION_NOTEBOOKS, *RUN_NOTEBOOKS, *RESULT_NOTEBOOKS]
 RUN_CONFIGS = sorted((NOTEBOOKS / "runs" / "configs").glob("*.yaml"))
 GENERATED = {"__init__.py", "_modidx.py"}  # nbdev writes these without a notebook of their own
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import t as t_distribution
 
-from drpose.ablations import QUESTIONS, REFERENCE, Arm, arms, differences, question_table, read_runs, runs
-from drpose.runs import config_from
-from drpose.training import PostTrainConfig
+from drpose.ground.trainer import config_from
+from drpose.evaluation.ablations import QUESTIONS, REFERENCE, Arm, arms, differences, question_table, read_runs, runs
+from drpose.posttraining.post_training import PostTrainConfig
 
 
 def test_every_question_holds_the_reference_and_settings_that_exist():

@@ -16,20 +16,23 @@ from PIL import Image
 from project_files import PACKAGE
 from test_motion import cut, some_pose, write_amass, write_bvh, write_motion_x
 
-from drpose.bodies import PACKED_FIELDS, SMPLX_FIELDS, load_body, unpack_body
-from drpose.cameras import ViewRig
-from drpose.clips import clips_for
-from drpose.dataset import PosePairs, draw_set, plan_dataset
-from drpose.evaluation import GroundTruth, compare, evaluate_views, load_benchmark
-from drpose.files import read_npz
-from drpose.motion import load_motion
-from drpose.multiview import MultiViewPipeline, MultiViewUNet, default_scheduler, photo_tensor
-from drpose.multiview_unet import LORA_FILE, load_lora
-from drpose.posescore import SkeletonPredictor
-from drpose.rendering import render_views
-from drpose.runs import RunDirectory, config_from, split_settings
-from drpose.training import PostTrainConfig
-from drpose.tuning import rollout
+from drpose.ground.files import read_npz
+from drpose.ground.trainer import RunDirectory, config_from, split_settings
+from drpose.people.bodies import PACKED_FIELDS, SMPLX_FIELDS, load_body, unpack_body
+from drpose.people.clips import clips_for
+from drpose.people.motion import load_motion
+from drpose.people.pose_sets import draw_set
+from drpose.pictures.cameras import ViewRig
+from drpose.pictures.rendering import render_views
+from drpose.multiview.unet import LORA_FILE, load_lora
+from drpose.multiview.pipeline import MultiViewPipeline, MultiViewUNet, default_scheduler, photo_tensor
+from drpose.pairs.dataset import PosePairs, plan_dataset
+from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.evaluation.views import GroundTruth, evaluate_views
+from drpose.evaluation.comparison import compare
+from drpose.evaluation.benchmarks import load_benchmark
+from drpose.posttraining.reward_gradients import rollout
+from drpose.posttraining.post_training import PostTrainConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RIG = ViewRig((0.0, 90.0, 180.0, 270.0), image_size=16)

@@ -12,24 +12,10 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 import drpose
-from drpose.bodies import (
-    MIRRORED_JOINTS,
-    PACKED_FIELDS,
-    PARTS,
-    SMPLX_FIELDS,
-    SMPLX_JOINT_NAMES,
-    SMPLX_PARENTS,
-    Z_UP_TO_Y_UP,
-    BodyModel,
-    Pose,
-    axis_angle_to_matrix,
-    load_body,
-    matrix_to_axis_angle,
-    pack_body,
-    unpack_body,
-    z_up_to_y_up,
-)
-from drpose.files import read_npz
+from drpose.ground.files import read_npz
+from drpose.people.bodies import (MIRRORED_JOINTS, PACKED_FIELDS, PARTS, SMPLX_FIELDS, SMPLX_JOINT_NAMES,
+                                  SMPLX_PARENTS, Z_UP_TO_Y_UP, BodyModel, Pose, axis_angle_to_matrix, load_body,
+                                  matrix_to_axis_angle, pack_body, unpack_body, z_up_to_y_up)
 
 ASSETS = Path(drpose.__file__).parent / "assets"
 JOINT = {name: index for index, name in enumerate(SMPLX_JOINT_NAMES)}

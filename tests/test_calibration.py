@@ -6,11 +6,13 @@ import tiny_parts
 import torch
 from diffusers import AutoencoderKL
 
-from drpose.bodies import Pose, load_body
-from drpose.calibration import ANGLES, TURNED, blurred, calibrate, mirrored_joints, rank_correlation, rotate_joint, without_forearm
-from drpose.dataset import TINY_RIG, draw_set
-from drpose.rewards import RewardSum
-from drpose.training import embedded_models
+from drpose.ground.model_files import embedded_models
+from drpose.people.bodies import Pose, load_body
+from drpose.people.pose_sets import draw_set
+from drpose.pictures.cameras import TINY_RIG
+from drpose.reward.rewards import RewardSum
+from drpose.reward.calibration import (ANGLES, TURNED, blurred, calibrate, mirrored_joints, rank_correlation,
+                                       rotate_joint, without_forearm)
 
 
 def test_a_rotation_has_its_angle_and_moves_only_what_hangs_on_the_joint():

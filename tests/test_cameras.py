@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from drpose.bodies import load_body
-from drpose.cameras import (
-    FOUR_VIEWS,
-    SIX_VIEWS,
-    VIEW_NAMES,
-    Framing,
-    ViewRig,
-    frame_by_diagonal,
-    frame_photo,
-    resample_photo,
-    triangulate,
-    view_axes,
-)
+from drpose.people.bodies import load_body
+from drpose.pictures.cameras import (FOUR_VIEWS, SIX_VIEWS, VIEW_NAMES, Framing, ViewRig, frame_by_diagonal,
+                                     frame_photo, resample_photo, triangulate, view_axes)
 from safetensors.torch import load_file
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.json"

@@ -1,4 +1,4 @@
-"""The command line (drpose.command): jobs are found, names are checked before a kernel starts, paths are the shell's, a stray module in the folder is not run."""
+"""The command line (drpose.ground.command): jobs are found, names are checked before a kernel starts, paths are the shell's, a stray module in the folder is not run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from drpose import command
-from drpose.command import find_preset, job_notebooks, job_parameters, job_presets, main, read_preset, settings_of
+from drpose.ground.command import (find_preset, job_notebooks, job_parameters, job_presets, main, read_preset,
+                                   settings_of)
 
 
 def said(capsys, *arguments: str) -> tuple[int, str]:

@@ -18,15 +18,15 @@ CHECKS = TESTS / "device_checks.py"
 NOT_ON_A_DEVICE = {
     "reads or writes files, and gives what lies on the processor": """
         files.read_tensors model_files.check_fits model_files.empty_model model_files.load_model motion.load_motion motion.load_pybullet_clips scans.read_scan_pose scans.render_scans scans.ScanFit mesh_files.sampled_colors
-        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file dataset.build_images dataset.build_latents bodies.load_body animation.load_animator""",
+        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file latents.build_images latents.build_latents bodies.load_body animators.load_animator""",
     "makes a new model or table, which is moved afterwards": """
-        multiview.tiny_prompt_embeds multiview.PromptTable multiview_unet.build_stages pretraining.new_autoencoder pretraining.tiny_unet pshuman.from_stable_unclip""",
+        pipeline.tiny_prompt_embeds pipeline.PromptTable unet.build_stages base_training.new_autoencoder base_training.tiny_unet pshuman.from_stable_unclip""",
     "draws poses, people or settings, on the processor by design: a draw must not depend on the machine": """
-        animation.draw_palette clips.draw_poses clips.interpolate clips.pose_keyframe posespace.limit_sample posespace.sample_joint_limits posespace.random_rotation tuning.walk_indices pose_estimator.vary""",
-    "pictures of Pillow become tensors, which are moved afterwards": "multiview.pictures_tensor multiview.photo_tensor multiview.framed_pictures",
-    "keeps data on the processor and hands out batches; the loop moves them": "dataset.LatentSet training.PairConditions pretraining.train_autoencoder pretraining.train_base pretraining.train_skeleton_predictor pretraining.AutoencoderLoss pretraining.PredictorLoss pretraining.cut_out training.pose_reward",
-    "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "evaluation.Benchmark evaluation.picture_metrics evaluation.pose_metrics evaluation.load_scan_benchmark",
-    "looks at names alone": "multiview_unet.idle_parameters",
+        dressed_people.draw_palette clips.draw_poses clips.interpolate clips.pose_keyframe pose_space.limit_sample pose_space.sample_joint_limits pose_space.random_rotation reward_gradients.walk_indices pose_estimator.vary""",
+    "pictures of Pillow become tensors, which are moved afterwards": "pipeline.pictures_tensor pipeline.photo_tensor pipeline.framed_pictures",
+    "keeps data on the processor and hands out batches; the loop moves them": "latents.LatentSet post_training.PairConditions base_training.train_autoencoder base_training.train_base predictor_training.train_skeleton_predictor base_training.AutoencoderLoss predictor_training.PredictorLoss base_training.cut_out post_training.pose_reward",
+    "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "benchmarks.Benchmark views.picture_metrics views.pose_metrics benchmarks.load_scan_benchmark",
+    "looks at names alone": "unet.idle_parameters",
     "its own methods make one from plain numbers, on the processor; what it holds is met everywhere": "bodies.Pose cameras.PhotoFrame",
     "runs on CUDA alone": "rendering.seen_by_pytorch3d",
 }  # fmt: skip

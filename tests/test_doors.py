@@ -28,20 +28,20 @@ from PIL import Image
 from project_files import PACKAGE
 from test_motion import rest_frame, some_pose, write_aist, write_amass, write_bvh, write_deepmimic, write_motion_x
 
-from drpose.animation import load_animator
-from drpose.bodies import PACKED_FIELDS, SMPLX_FIELDS, load_body, unpack_body
-from drpose.dataset import PosePairs, build_dataset, plan_dataset
-from drpose.files import read_lines, read_npz
-from drpose.guards import read_guards
-from drpose.motion import load_motion
-from drpose.multiview import MultiViewPipeline
-from drpose.multiview_unet import LORA_FILE, load_lora, save_lora
-from drpose.photos import open_photo
-from drpose.posescore import SkeletonPredictor
-from drpose.pshuman import read_prompt_file
-from drpose.runs import RunDirectory
-from drpose.scans import POSE_FILE, read_fit, read_scan, read_scan_pictures, read_scan_pose, render_scans
-from drpose.training import PostTrainConfig
+from drpose.ground.files import read_lines, read_npz
+from drpose.ground.trainer import RunDirectory
+from drpose.people.bodies import PACKED_FIELDS, SMPLX_FIELDS, load_body, unpack_body
+from drpose.people.motion import load_motion
+from drpose.pictures.photos import open_photo
+from drpose.multiview.unet import LORA_FILE, load_lora, save_lora
+from drpose.multiview.pshuman import read_prompt_file
+from drpose.multiview.pipeline import MultiViewPipeline
+from drpose.multiview.scans import POSE_FILE, read_fit, read_scan, read_scan_pictures, read_scan_pose, render_scans
+from drpose.pairs.animators import load_animator
+from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.posttraining.post_training import PostTrainConfig
+from drpose.posttraining.validation import read_guards
 
 SECONDS, BYTES = 5.0, 1e9
 PER_DOOR = 30

@@ -1,4 +1,4 @@
-"""Kept results know what they were made from (drpose.inputs, drpose.runs): other inputs, a second process and damaged checkpoints are refused; a run goes on where it would have come to itself."""
+"""Kept results know what they were made from (drpose.ground.provenance, drpose.ground.trainer): other inputs, a second process and damaged checkpoints are refused; a run goes on where it would have come to itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import tiny_parts
 import torch
 from torch import nn
 
-from drpose.inputs import alone, digest_of, same_inputs
-from drpose.multiview_unet import save_lora
-from drpose.runs import LoopConfig, RunDirectory, environment, optimise
-from drpose.training import posttrain
+from drpose.ground.provenance import alone, digest_of, same_inputs
+from drpose.ground.trainer import LoopConfig, RunDirectory, environment, optimise
+from drpose.multiview.unet import save_lora
+from drpose.posttraining.post_training import posttrain
 
 
 def train(folder, seed: int = 0, **settings):
@@ -141,7 +141,7 @@ class Weight(nn.Module):
 
 HOLD = """
 import sys, time
-from drpose.inputs import alone
+from drpose.ground.provenance import alone
 with alone(sys.argv[1], "trains"):
     print("held", flush=True)
     time.sleep(600)

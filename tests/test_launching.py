@@ -14,14 +14,14 @@ import tiny_parts
 import torch
 from safetensors.torch import load_file
 
-from drpose.dataset import build_dataset, plan_dataset
-from drpose.guards import read_guards
-from drpose.launching import JOB, PostTrainSources, launch, require_processes, rig_of
-from drpose.multiview import MultiViewPipeline
-from drpose.posescore import SkeletonPredictor
-from drpose.runs import RunDirectory, new_accelerator
-from drpose.scans import POSE_FILE, render_scans
-from drpose.training import embedded_models
+from drpose.ground.model_files import embedded_models
+from drpose.ground.trainer import RunDirectory, new_accelerator
+from drpose.multiview.pipeline import MultiViewPipeline
+from drpose.multiview.scans import POSE_FILE, render_scans
+from drpose.pairs.dataset import build_dataset, plan_dataset
+from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.posttraining.validation import read_guards
+from drpose.posttraining.launching import JOB, PostTrainSources, launch, require_processes, rig_of
 
 TESTS = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""Meshes (drpose.mesh_files): colours are found wherever a file keeps them, and a file that is named and missing is an error, not a grey person."""
+"""Meshes (drpose.pictures.mesh_files): colours are found wherever a file keeps them, and a file that is named and missing is an error, not a grey person."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import trimesh
 from PIL import Image
 
-from drpose.mesh_files import mesh_parts, read_scan, sampled_colors
+from drpose.pictures.mesh_files import mesh_parts, read_scan, sampled_colors
 
 BALL = trimesh.creation.icosphere(subdivisions=1)
 COLOR = np.array([200, 30, 40])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drpose import metrics
-from drpose.bodies import SMPLX_JOINT_NAMES
+from drpose.people.bodies import SMPLX_JOINT_NAMES
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Model folders and adapters (drpose.model_files, multiview_unet): loaded whole or refused, by path or by hub name, and nothing beside the weights is opened."""
+"""Model folders and adapters (drpose.ground.model_files, multiview_unet): loaded whole or refused, by path or by hub name, and nothing beside the weights is opened."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from drpose import model_files
-from drpose.model_files import load_model, weight_files
-from drpose.multiview import MultiViewPipeline
-from drpose.multiview_unet import LORA_FILE, MultiViewUNet, load_lora, lora_targets, merged, save_lora
-from drpose.training import embedded_models
+from drpose.ground.model_files import embedded_models, load_model, weight_files
+from drpose.multiview.unet import LORA_FILE, MultiViewUNet, load_lora, lora_targets, merged, save_lora
+from drpose.multiview.pipeline import MultiViewPipeline
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 REVISION = "0123456789abcdef0123456789abcdef01234567"

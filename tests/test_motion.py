@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from drpose.bodies import SMPLX_JOINT_NAMES, SMPLX_PARENTS, Pose, axis_angle_to_matrix, load_body
-from drpose.motion import BVH_SKELETONS, MOST_FRAMES, PYBULLET_HELD_OUT, Clip, embedded_clips, load_motion, load_pybullet_clips, motion_format, upright_share
+from drpose.people.bodies import SMPLX_JOINT_NAMES, SMPLX_PARENTS, Pose, axis_angle_to_matrix, load_body
+from drpose.people.motion import (BVH_SKELETONS, MOST_FRAMES, PYBULLET_HELD_OUT, Clip, embedded_clips, load_motion,
+                                  load_pybullet_clips, motion_format, upright_share)
 
 LEFT_WRIST, RIGHT_WRIST = SMPLX_JOINT_NAMES.index("left_wrist"), SMPLX_JOINT_NAMES.index("right_wrist")
 Z_TO_Y = torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])

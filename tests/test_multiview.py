@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from drpose.multiview import (
-    Condition, MultiViewPipeline, MultiViewUNet, PromptTable, decode_latents, default_scheduler, denoise, encode_images, finish_views, from_rows,
-    photo_descriptor, photo_tensor, predict, tiny_prompt_embeds, to_rows, unet_inputs, unmirror,
-)
-from drpose.multiview_unet import LORA_FILE, fuse_face, idle_parameters, load_lora, lora_targets, save_lora
-from drpose.photos import CLIPImageProcessor
+from drpose.pictures.photos import CLIPImageProcessor
+from drpose.multiview.unet import LORA_FILE, fuse_face, idle_parameters, load_lora, lora_targets, save_lora
+from drpose.multiview.pipeline import (Condition, MultiViewPipeline, MultiViewUNet, PromptTable, decode_latents,
+                                       default_scheduler, denoise, encode_images, finish_views, from_rows,
+                                       photo_descriptor, photo_tensor, predict, tiny_prompt_embeds, to_rows,
+                                       unet_inputs, unmirror)
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"reference data {FIXTURES} is not on this machine")
@@ -106,7 +106,7 @@ def test_matches_pshuman_sampling_with_guidance_and_noise(monkeypatch):
     condition = Condition(*known, data["in.prompt_embeds"].unflatten(0, (2, 7)))
     stack = {name: data[name].unflatten(0, (2, 7))[None] for name in data if name.startswith(("noise.", "mid.latents", "in.imgs", "out."))}
     fresh, states = iter([stack[f"noise.step{index}"] for index in range(4)]), []
-    monkeypatch.setattr("drpose.multiview.draw_noise", lambda *inputs: next(fresh))
+    monkeypatch.setattr("drpose.multiview.pipeline.draw_noise", lambda *inputs: next(fresh))
     with torch.no_grad():
         assert (encode_images(vae, stack["in.imgs_in"]) - condition.condition_latents).abs().max() < 1e-4
         latents = denoise(unet, DDIMScheduler.from_config(about["configs"]["scheduler"]), condition, stack["noise.init_latents"], 4,
@@ -142,7 +142,7 @@ def test_pipeline_equals_pshuman_from_pictures_to_pictures(monkeypatch, sequenti
     pictures = stack["in.imgs_in"][:, 0, [0, 6]]
     assert all(torch.equal(stack["in.imgs_in"][:, 0, view], pictures[:, 0]) for view in range(6))
     drawn = iter([stack["noise.clip_embed"], stack["noise.init_latents"], *(stack[f"noise.step{index}"] for index in range(4))])   # PSHuman's order
-    monkeypatch.setattr("drpose.multiview.draw_noise", lambda shape, *rest: next(drawn).reshape(*shape))
+    monkeypatch.setattr("drpose.multiview.pipeline.draw_noise", lambda shape, *rest: next(drawn).reshape(*shape))
     seen = lambda pipe, index, timestep, given: steps.append((int(timestep), given["latents"])) or {}  # noqa: E731
     latents = pipeline(pictures, 4, guidance_scale=3.0, eta=1.0, output_type="latent", sequential_guidance=sequential, callback_on_step_end=seen).images
     assert [step[0] for step in steps] == [751, 501, 251, 1]

@@ -1,4 +1,4 @@
-"""From any picture to the model's frame (drpose.photos): PSHuman's numbers, turned and odd files, and one clear sentence for what cannot work."""
+"""From any picture to the model's frame (drpose.pictures.photos): PSHuman's numbers, turned and odd files, and one clear sentence for what cannot work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from drpose.photos import CLIPImageProcessor, ClipDescriber, cut_out_person, frame_person, open_photo, person_mask, prepare_photo
+from drpose.pictures.photos import (CLIPImageProcessor, ClipDescriber, cut_out_person, frame_person, open_photo,
+                                    person_mask, prepare_photo)
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 

@@ -1,4 +1,4 @@
-"""Joints from a photo (drpose.pose_estimator), and telling them to the multi-view model."""
+"""Joints from a photo (drpose.multiview.pose_estimator), and telling them to the multi-view model."""
 
 import math
 
@@ -7,17 +7,22 @@ import tiny_parts
 import torch
 from diffusers import AutoencoderKL
 
-from drpose.bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, load_body
-from drpose.dataset import TINY_RIG, LatentSet, PosePairs, build_dataset, draw_set, plan_dataset
-from drpose.evaluation import generate_latents, load_benchmark, with_estimates
-from drpose.model_files import load_model
-from drpose.multiview import Condition, MultiViewPipeline, PromptTable, default_scheduler, predict, skeleton_input, tiny_prompt_embeds
-from drpose.multiview_unet import HandOver, MultiViewUNet, add_skeleton_input, load_lora, save_lora
-from drpose.pose_estimator import Estimate, PoseEstimator, laplace_loss, mirror, turn, vary
-from drpose.pretraining import BaseConfig, BaseLoss, EstimatorConfig, base_error, tiny_unet, train_base, train_pose_estimator
-from drpose.rendering import skeleton_maps
-from drpose.runs import RunDirectory
-from drpose.training import PairConditions, Sitters, condition_pairs, embedded_models, posttrain, prepare_weights
+from drpose.ground.model_files import embedded_models, load_model
+from drpose.ground.trainer import RunDirectory
+from drpose.people.bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, load_body
+from drpose.people.pose_sets import draw_set
+from drpose.pictures.cameras import TINY_RIG
+from drpose.pictures.rendering import skeleton_maps
+from drpose.multiview.unet import HandOver, MultiViewUNet, add_skeleton_input, load_lora, save_lora
+from drpose.multiview.pose_estimator import Estimate, PoseEstimator, laplace_loss, mirror, turn, vary
+from drpose.multiview.pipeline import (Condition, MultiViewPipeline, PromptTable, default_scheduler, predict,
+                                       skeleton_input, tiny_prompt_embeds)
+from drpose.multiview.latents import LatentSet
+from drpose.multiview.base_training import (BaseConfig, BaseLoss, EstimatorConfig, base_error, tiny_unet, train_base,
+                                            train_pose_estimator)
+from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.evaluation.benchmarks import generate_latents, load_benchmark, with_estimates
+from drpose.posttraining.post_training import PairConditions, Sitters, condition_pairs, posttrain, prepare_weights
 
 NAMES = [SMPLX_JOINT_NAMES[number] for number in SKELETON_JOINTS]
 
@@ -70,8 +75,8 @@ def test_size_and_place_go_along():
 def test_varied_people_stay_whole_people():
     "Photos and joints of real renders still fit: the joints lie on the figure, and bones keep their length up to the scale."
     body = load_body()
-    from drpose.animation import draw_crowd, photograph
-    from drpose.cameras import ViewRig
+    from drpose.pictures.cameras import ViewRig
+    from drpose.pictures.dressed_people import draw_crowd, photograph
 
     drawn = draw_set("pool", 16, 5, body)
     taken = photograph(body, drawn.poses, draw_crowd(body, drawn.people), ViewRig((0.0,), image_size=64), 64)
@@ -168,7 +173,7 @@ def test_a_face_view_is_told_nothing():
         sample_size=12, num_views=3, face_view=True, block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=(1, 2), norm_num_groups=4, cross_attention_dim=8,
         projection_class_embeddings_input_dim=12, down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), skeleton_channels=23,
     )  # fmt: skip
-    from drpose.cameras import ViewRig
+    from drpose.pictures.cameras import ViewRig
 
     maps = skeleton_input(unet, 0.1 * torch.randn(1, 23, 3), ViewRig((0.0, 90.0), image_size=12))
     assert maps.shape == (1, 3, 23, 12, 12) and maps[:, :2].flatten(2).amax(-1).min() > 0.5 and maps[:, 2].abs().max() == 0
@@ -182,7 +187,7 @@ def some_latents(count: int = 4) -> LatentSet:
 
 def test_the_base_is_told_the_joints_of_the_object_it_draws(monkeypatch):
     seen = []
-    monkeypatch.setattr("drpose.pretraining.predict", lambda unet, noisy, timestep, condition: seen.append(condition) or torch.zeros_like(noisy))
+    monkeypatch.setattr("drpose.multiview.base_training.predict", lambda unet, noisy, timestep, condition: seen.append(condition) or torch.zeros_like(noisy))
     data, unet = some_latents(), add_skeleton_input(tiny_parts.unet(0))
     data.photos[:] = torch.arange(4.0).view(-1, 1, 1, 1)  # the photo says whose it is
     module = BaseLoss(unet, default_scheduler(), data, tiny_prompt_embeds(dim=8), BaseConfig(batch_size=40, snr_gamma=0.0, skeleton_dropout=0.25, skeleton_jitter=0.0, two_views=True))
@@ -269,7 +274,7 @@ def test_pairs_and_benchmarks_are_told_what_the_estimator_sees(tmp_path):
 
 
 def noise_of(benchmark):
-    from drpose.repeatable import seeded_generator
+    from drpose.ground.seeding import seeded_generator
 
     return [seeded_generator(0, number, benchmark.name) for number in range(len(benchmark))]
 

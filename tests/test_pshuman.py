@@ -1,4 +1,4 @@
-"""A checkpoint in PSHuman's own layout (drpose.pshuman): loaded, run, saved, tuned; and one clear sentence for each way it can be broken."""
+"""A checkpoint in PSHuman's own layout (drpose.multiview.pshuman): loaded, run, saved, tuned; and one clear sentence for each way it can be broken."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from drpose.multiview import MultiViewPipeline
-from drpose.multiview_unet import MultiViewUNet, load_lora, lora_targets, save_lora
-from drpose.pshuman import PROMPT_FILES, from_stable_unclip, is_pshuman, load_pshuman, pshuman_prompts
+from drpose.multiview.unet import MultiViewUNet, load_lora, lora_targets, save_lora
+from drpose.multiview.pshuman import PROMPT_FILES, from_stable_unclip, is_pshuman, load_pshuman, pshuman_prompts
+from drpose.multiview.pipeline import MultiViewPipeline
 
 
 @pytest.fixture

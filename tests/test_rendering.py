@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from drpose.bodies import Body, Pose, load_body
-from drpose.cameras import FOUR_VIEWS, SIX_VIEWS, ViewRig, frame_by_diagonal
-from drpose.rendering import find_hits, rasterize, render_views, skeleton_maps, vertex_normals
+from drpose.people.bodies import Body, Pose, load_body
+from drpose.pictures.cameras import FOUR_VIEWS, SIX_VIEWS, ViewRig, frame_by_diagonal
+from drpose.pictures.rendering import find_hits, rasterize, render_views, skeleton_maps, vertex_normals
 
 MIRRORED_SIX = SIX_VIEWS.with_mirrored((False, False, False, True, True, False))
 NORMAL_X, NORMAL_Y, NORMAL_Z = range(3)
@@ -95,7 +95,7 @@ def test_equals_the_pixel_by_pixel_reference(rig, dtype):
 def test_the_size_of_the_pieces_changes_nothing(pieces, monkeypatch):
     vertices, faces = soup(2, 60, seed=2)
     usual = rasterize(vertices, faces, MIRRORED_SIX.resized(32))
-    monkeypatch.setattr("drpose.rendering.PAIRS_AT_ONCE", pieces)
+    monkeypatch.setattr("drpose.pictures.rendering.PAIRS_AT_ONCE", pieces)
     other = rasterize(vertices, faces, MIRRORED_SIX.resized(32))
     assert torch.equal(usual.pix_to_face, other.pix_to_face) and torch.equal(usual.barycentric, other.barycentric) and torch.equal(usual.depth, other.depth)
 
@@ -503,8 +503,8 @@ def test_auto_is_torch_on_the_cpu(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("pytorch3d takes minutes on a CPU")
 
-    monkeypatch.setattr("drpose.rendering.seen_by_pytorch3d", refuse)
-    monkeypatch.setattr("drpose.rendering.has_pytorch3d", lambda: True)
+    monkeypatch.setattr("drpose.pictures.rendering.seen_by_pytorch3d", refuse)
+    monkeypatch.setattr("drpose.pictures.rendering.has_pytorch3d", lambda: True)
     assert len(find_hits(TRIANGLE, FACE, FOUR_VIEWS.resized(8)).face) > 0
 
 

@@ -4,13 +4,13 @@ import pytest
 import tiny_parts
 import torch
 
-from drpose.bodies import Pose, load_body
-from drpose.cameras import ViewRig, frame_by_diagonal
-from drpose.dataset import TINY_RIG
-from drpose.posescore import PoseScore, map_distance
-from drpose.rendering import skeleton_maps
-from drpose.rewards import TERMS, FigureMap, PerceptualDistance, Reading, RewardSum, read_recipe, transport_distance
-from drpose.training import body_masks
+from drpose.people.bodies import Pose, load_body
+from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal
+from drpose.pictures.rendering import skeleton_maps
+from drpose.reward.skeleton_predictor import PoseScore, map_distance
+from drpose.reward.rewards import (TERMS, FigureMap, PerceptualDistance, Reading, RewardSum, read_recipe,
+                                   transport_distance)
+from drpose.posttraining.post_training import body_masks
 
 RIG = TINY_RIG.resized(16)
 

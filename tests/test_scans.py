@@ -1,4 +1,4 @@
-"""Scans (drpose.scans): meshes become pictures whose sides, normals and outlines are right, pictures become examples, examples latents; and bad folders get one sentence."""
+"""Scans (drpose.multiview.scans): meshes become pictures whose sides, normals and outlines are right, pictures become examples, examples latents; and bad folders get one sentence."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from drpose import scans
-from drpose.animation import draw_crowd
-from drpose.bodies import load_body
-from drpose.cameras import ViewRig
-from drpose.dataset import TINY_RIG, draw_set
-from drpose.evaluation import judge_errors, load_benchmark
-from drpose.inputs import alone
-from drpose.metrics import millimetres, mpjpe
-from drpose.multiview import MultiViewPipeline, PromptTable, encode_images
-from drpose.posescore import SkeletonPredictor
-from drpose.pshuman import is_stable_unclip, load_stable_unclip
-from drpose.scans import ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures, read_scan_pose, render_scan, render_scans, scan_example
-from drpose.training import embedded_models
+from drpose.ground.provenance import alone
+from drpose.ground.model_files import embedded_models
+from drpose.people.bodies import load_body
+from drpose.people.pose_sets import draw_set
+from drpose.pictures.cameras import TINY_RIG, ViewRig
+from drpose.pictures.dressed_people import draw_crowd
+from drpose.multiview.pshuman import is_stable_unclip, load_stable_unclip
+from drpose.multiview.pipeline import MultiViewPipeline, PromptTable, encode_images
+from drpose.multiview.scans import (ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures,
+                                    read_scan_pose, render_scan, render_scans, scan_example)
+from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.evaluation.metrics import millimetres, mpjpe
+from drpose.evaluation.benchmarks import judge_errors, load_benchmark
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 SIX = (0, 45, 90, 180, 270, 315)

@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from drpose.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
-from drpose.clips import embedded_clips
-from drpose.selection import METRICS, diversity, farthest_point_sampling, geodesic_features, is_tilted, pose_difficulty, pose_features, trunk_tilt
+from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
+from drpose.people.clips import embedded_clips
+from drpose.people.selection import (METRICS, diversity, farthest_point_sampling, geodesic_features, is_tilted,
+                                     pose_difficulty, pose_features, trunk_tilt)
 
 
 @pytest.fixture(scope="module")

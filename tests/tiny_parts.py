@@ -12,13 +12,13 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from drpose.dataset import TINY_RIG
-from drpose.multiview import MultiViewUNet, default_scheduler, tiny_prompt_embeds
-from drpose.photos import CLIPImageProcessor
-from drpose.posescore import SkeletonPredictor
-from drpose.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE
-from drpose.rewards import VGG_LAYERS
-from drpose.training import PairConditions, PostTrainConfig
+from drpose.pictures.cameras import TINY_RIG
+from drpose.pictures.photos import CLIPImageProcessor
+from drpose.multiview.pshuman import PROMPT_FILES, PSHUMAN_PIPELINE
+from drpose.multiview.pipeline import MultiViewUNet, default_scheduler, tiny_prompt_embeds
+from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.reward.rewards import VGG_LAYERS
+from drpose.posttraining.post_training import PairConditions, PostTrainConfig
 
 
 def unet(seed: int = 0) -> MultiViewUNet:

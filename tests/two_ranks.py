@@ -12,9 +12,9 @@ from pathlib import Path
 import tiny_parts
 import torch
 
-from drpose.rewards import RewardSum
-from drpose.runs import _gradients, new_accelerator
-from drpose.training import PostTrainLoss, posttrain, prepare_weights
+from drpose.ground.trainer import _gradients, new_accelerator
+from drpose.reward.rewards import RewardSum
+from drpose.posttraining.post_training import PostTrainLoss, posttrain, prepare_weights
 
 
 def free_port() -> int:

@@ -1,0 +1,42 @@
+"""The plan of the house: parts in order, chapters in order, nothing reaches forward, and nothing is exported that only its own chapter uses."""
+
+import ast
+import re
+
+import pytest
+from project_files import DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, RESULT_NOTEBOOKS, ROOT, RUN_NOTEBOOKS, code_cells, relative, source
+
+ORDER = [f"{path.parent.name}.{path.stem[3:]}" for path in DEFINITION_NOTEBOOKS]  # part.module, first to last
+
+
+def imports_of(text: str) -> set[str]:
+    "The modules of the package that a piece of code names, as part.module."
+    found = set()
+    for node in ast.walk(ast.parse("\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in text.splitlines()))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("drpose."):
+            found.add(node.module.removeprefix("drpose."))
+            if node.module.count(".") == 1:
+                found |= {f"{node.module.removeprefix('drpose.')}.{name.name}" for name in node.names}
+    return found & set(ORDER)
+
+
+def test_the_package_has_the_parts_that_the_notebooks_have():
+    assert sorted(PARTS) == sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
+    assert sorted([*PARTS, "runs", "results"]) == sorted(path.name for path in NOTEBOOKS.iterdir() if path.is_dir() and any(path.glob("*.ipynb")))
+
+
+@pytest.mark.parametrize("path", DEFINITION_NOTEBOOKS, ids=relative)
+def test_a_chapter_imports_only_earlier_ones(path):
+    "What it shows may also be drawn with part `pictures`: nobody can show a person without."
+    own = ORDER.index(f"{path.parent.name}.{path.stem[3:]}")
+    exported, shown = ("\n".join(source(cell) for cell in code_cells(path) if ("#| export" in source(cell)) == kind) for kind in (True, False))
+    later = {name for name in imports_of(exported) if ORDER.index(name) >= own}
+    assert not later, f"{relative(path)} exports code that needs {sorted(later)}"
+    later = {name for name in imports_of(shown) if ORDER.index(name) > own and not name.startswith("pictures.")}
+    assert not later, f"{relative(path)} shows code that needs {sorted(later)}"
+
+
+@pytest.mark.parametrize("path", DEFINITION_NOTEBOOKS, ids=relative)
+def test_a_chapter_is_named_like_its_module(path):
+    exports_to = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(map(source, code_cells(path))), re.MULTILINE)[1]
+    assert exports_to == f"{path.parent.name}.{path.stem[3:]}"
