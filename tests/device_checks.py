@@ -33,10 +33,10 @@ from project_files import NOTEBOOKS, code_cells, parameter_cells, source  # noqa
 
 import drpose  # noqa: E402
 from drpose import metrics, posespace  # noqa: E402
-from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph# noqa: E402
-from drpose.pairs.animators import RenderAnimator# noqa: E402
+from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
+from drpose.pairs.animators import RenderAnimator  # noqa: E402
 from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle, z_up_to_y_up
-from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint# noqa: E402
+from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import (TINY_RIG, ViewRig, alpha_of, frame_by_diagonal, frame_photo, resample_photo,
                                      triangulate)
@@ -45,24 +45,24 @@ from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.comparison import body_tilt
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
-from drpose.posttraining.validation import pair_benchmark# noqa: E402
-from drpose.ground.provenance import digest_of# noqa: E402
-from drpose.posttraining.launching import PostTrainSources, launch# noqa: E402
-from drpose.evaluation.metrics import masks_from_normals# noqa: E402
-from drpose.people.motion import upright_share# noqa: E402
+from drpose.posttraining.validation import pair_benchmark  # noqa: E402
+from drpose.ground.provenance import digest_of  # noqa: E402
+from drpose.posttraining.launching import PostTrainSources, launch  # noqa: E402
+from drpose.evaluation.metrics import masks_from_normals  # noqa: E402
+from drpose.people.motion import upright_share  # noqa: E402
 from drpose.multiview.unet import adapters_off, add_skeleton_input, load_lora, merged, save_lora, without_adapters
 from drpose.multiview.pose_estimator import laplace_loss, mirror, turn
-from drpose.multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, on_white, pil_images# noqa: E402
-from drpose.reward.skeleton_predictor import PoseScore, SkeletonPredictor, read_joints# noqa: E402
-from drpose.people.pose_space import limit_violation, self_collision# noqa: E402
+from drpose.multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, on_white, pil_images  # noqa: E402
+from drpose.reward.skeleton_predictor import PoseScore, SkeletonPredictor, read_joints  # noqa: E402
+from drpose.people.pose_space import limit_violation, self_collision  # noqa: E402
 from drpose.multiview.pshuman import from_stable_unclip
 from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, EstimatorConfig, base_error,
                                             new_autoencoder, tiny_unet, train_autoencoder, train_base,
                                             train_pose_estimator)
-from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor# noqa: E402
-from drpose.pictures.rendering import render_views, skeleton_maps# noqa: E402
-from drpose.reward.rewards import TERMS, FigureMap, PerceptualDistance, RewardSum# noqa: E402
-from drpose.ground.trainer import RunDirectory, new_accelerator# noqa: E402
+from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
+from drpose.pictures.rendering import render_views, skeleton_maps  # noqa: E402
+from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
+from drpose.ground.trainer import RunDirectory, new_accelerator  # noqa: E402
 from drpose.ground.model_files import embedded_models
 from drpose.people.selection import (diversity, farthest_point_sampling, geodesic_features, pose_difficulty,
                                      pose_features)
@@ -103,7 +103,7 @@ def cut_out(height: int, width: int) -> Image.Image:
     return Image.fromarray(levels, "RGBA")
 
 
-def reader_on(device: Device, name: str = "predictor") -> SkeletonPredictor:
+def predictor_on(device: Device, name: str = "predictor") -> SkeletonPredictor:
     return SkeletonPredictor.from_pretrained(embedded_models() / name).to(device).eval()
 
 
@@ -164,20 +164,20 @@ REWARD = " + ".join(TERMS)
 @check("rewards and their gradients")
 def rewards(device, folder):
     body, poses = load_body(), some_poses(2)
-    reader = reader_on(device)
+    predictor = predictor_on(device)
     perceptual = PerceptualDistance(tiny_parts.vgg_file(folder / "vgg.safetensors")).to(device)
     latents = torch.randn(2, 2, 4, 4, 16, 16, generator=seeds()).to(device).requires_grad_()
     joints = 0.2 * torch.randn(2, 23, 3, generator=seeds(1)).to(device)
     masks = torch.rand(2, 4, 16, 16, generator=seeds(2)).to(device)
-    figure = FigureMap.fit(torch.randn(3, 2, 4, 4, 8, 8, generator=seeds(3)).to(device), torch.rand(3, 4, 8, 8, generator=seeds(4)).to(device))
-    score = RewardSum(reader, REWARD, figure=figure, perceptual=perceptual).to(device)
+    foreground = ForegroundMap.fit(torch.randn(3, 2, 4, 4, 8, 8, generator=seeds(3)).to(device), torch.rand(3, 4, 8, 8, generator=seeds(4)).to(device))
+    score = RewardSum(predictor, REWARD, foreground=foreground, perceptual=perceptual).to(device)
     rig = TINY_RIG.resized(16)
     value = score(latents, joints, rig, masks) if "masks" in str(inspect.signature(score.forward)) else score(latents, joints, rig)
-    plain = PoseScore(reader, body.to(device))
+    plain = PoseScore(predictor, body.to(device))
     asked = plain(latents, poses.to(device), rig)
     (value.sum() + asked.sum()).backward()
-    found = read_joints(reader(latents, rig), rig)
-    return {"value": value, "pose": asked, "gradient": latents.grad, "weight": figure.weight, "points": found.points2d, "joints": found.joints3d}
+    found = read_joints(predictor(latents, rig), rig)
+    return {"value": value, "pose": asked, "gradient": latents.grad, "weight": foreground.weight, "points": found.points2d, "joints": found.joints3d}
 
 
 @check("our pipeline")
@@ -256,7 +256,7 @@ def trained(folder: Path, **settings) -> dict:
 
 
 VARIANTS = {
-    "drtune": {}, "draft-k": {"estimator": "draft-k"}, "draft-lv": {"estimator": "draft-lv", "copies": 2}, "alignprop": {"estimator": "alignprop"}, "refl": {"estimator": "refl"}, "full": {"estimator": "full"}, "walk": {"estimator": "walk"},
+    "drtune": {}, "draft-k": {"estimator": "draft-k"}, "draft-lv": {"estimator": "draft-lv", "copies": 2}, "alignprop": {"estimator": "alignprop"}, "refl": {"estimator": "refl"}, "full": {"estimator": "full"}, "async": {"estimator": "async"},
     "all weights": {"lora_rank": 0, "learning_rate": 1e-4}, "every layer, guided, noisy, robust": {"lora_targets": "all", "guidance_scale": 2.0, "eta": 1.0, "reward_radius": 0.05},
     "recomputed, averaged, kl on answers": {"checkpointing": "both", "ema_decay": 0.5, "accumulate": 2, "kl_on": "prediction"},
 }  # fmt: skip
@@ -285,7 +285,7 @@ def launched(device, folder):
     return {"rewards": torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()]), "steps": torch.tensor(result.loop.steps)}
 
 
-@check("scans, their benchmark and guards from pairs")
+@check("scans, their benchmark and held-out pairs")
 def scans(device, folder):
     mesh = tiny_parts.colored_box(folder / "box.ply")
     colors, normals = render_scan(read_scan(mesh), 48)
@@ -296,7 +296,7 @@ def scans(device, folder):
     ours = pipeline_on(device)
     held_out = pair_benchmark("hard", PosePairs(folder / "pairs"), 4, ours, load_body(), TINY_RIG, outlines=True)
     conditions = condition_pairs(PosePairs(folder / "pairs"), ours, load_body().to(device), outlines=TINY_RIG)
-    return {"colors": colors, "normals": normals, "latents": data.latents, "told": conditions.photos, "masks": conditions.masks, "held out": held_out.truth.joints}
+    return {"colors": colors, "normals": normals, "latents": data.latents, "photos": conditions.photos, "masks": conditions.masks, "held out": held_out.truth.joints}
 
 
 @check("training of the tiny models")
@@ -318,12 +318,12 @@ def pretraining(device, folder):
     estimates = estimate_latents(base, shipped.scheduler, data, prompts, 0)
     config = PredictorConfig(**shared, block_out_channels=(16, 16))
     run, accelerator = run_of("reader", config)
-    reader, _ = train_skeleton_predictor(config, data, TINY_RIG, run, estimates, None, accelerator)
-    return {f"{name} {key}": tensor for name, model in (("vae", vae), ("base", base), ("reader", reader)) for key, tensor in model.state_dict().items()} | {"error": torch.tensor(errors[500]), "estimates": estimates.latents}
+    predictor, _ = train_skeleton_predictor(config, data, TINY_RIG, run, estimates, None, accelerator)
+    return {f"{name} {key}": tensor for name, model in (("vae", vae), ("base", base), ("reader", predictor)) for key, tensor in model.state_dict().items()} | {"error": torch.tensor(errors[500]), "estimates": estimates.latents}
 
 
-@check("a pose that is told")
-def told(device, folder):
+@check("a pose that is given")
+def given(device, folder):
     body, shared = load_body(), dict(steps=2, batch_size=2, warmup_steps=0, log_every=1, checkpoint_every=2, tracker="none")
     people = next(render_set(draw_set("everyday", 4, 1, body), body, TINY_RIG))
     photos, joints = (people.images[:, 1, 0] * 255).round().byte(), people.joints
@@ -344,18 +344,18 @@ def told(device, folder):
     build_dataset(plan_dataset(4), folder / "pairs")
     data = condition_pairs(PosePairs(folder / "pairs"), pipeline, load_body().to(device))
     config = PostTrainConfig(**shared, num_inference_steps=4, trained_steps=1, early_stop=1)
-    posttrain(config, pipeline.unet, plain.scheduler, reader_on(device), data, plain.prompt_table.embeds, TINY_RIG, folder / "run", accelerator=new_accelerator(config, folder / "run"))
+    posttrain(config, pipeline.unet, plain.scheduler, predictor_on(device), data, plain.prompt_table.embeds, TINY_RIG, folder / "run", accelerator=new_accelerator(config, folder / "run"))
     rewards = torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()])
-    return {"loss": loss, "drawn": drawn, "found": benchmark.told, "from photos": from_photos, "told": data.told, "rewards": rewards, "input": add_skeleton_input(there.unet).conv_skeleton.weight}
+    return {"loss": loss, "drawn": drawn, "found": benchmark.given, "from photos": from_photos, "given": data.given, "rewards": rewards, "input": add_skeleton_input(there.unet).conv_skeleton.weight}
 
 
 @check("benchmarks, measures and calibration")
 def measured(device, folder):
-    body, pipeline, judge = load_body().to(device), pipeline_on(device), reader_on(device, "judge")
+    body, pipeline, eval_predictor = load_body().to(device), pipeline_on(device), predictor_on(device, "judge")
     benchmark = load_benchmark("hard", pipeline.vae, body, 4)
     drawn = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
-    found = evaluate_latents(drawn, benchmark, pipeline.vae, judge, base_latents=drawn.flip(0))
-    curves = calibrate({"maps": PoseScore(judge)}, pipeline.vae, body, draw_set("pool", 2, 5, load_body()), sigmas=(1.0,))
+    found = evaluate_latents(drawn, benchmark, pipeline.vae, eval_predictor, base_latents=drawn.flip(0))
+    curves = calibrate({"maps": PoseScore(eval_predictor)}, pipeline.vae, body, draw_set("pool", 2, 5, load_body()), sigmas=(1.0,))
     return {"drawn": drawn, "mpjpe": torch.from_numpy(found.mpjpe_mm), "drift": torch.from_numpy(found.drift), "decoded": decode_latents(pipeline.vae, drawn[:1]), "calibration": curves["maps"].distance}
 
 
@@ -410,9 +410,9 @@ def job_cells(job: str, **changed) -> None:
         exec(compile(one, f"{job}.ipynb", "exec", dont_inherit=True), namespace)
 
 
-@check("the demo's job, guard included")
+@check("the demo's job, validation included")
 def demo(device, folder):
-    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, guard_every=2, guard_people=4, sheet=2, num_inference_steps=4, early_stop=1, tracker="none")
+    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, validation_every=2, validation_people=4, sheet=2, num_inference_steps=4, early_stop=1, tracker="none")
     summary = json.loads((folder / "demo" / "summary.json").read_text())
     rows = {f"{name} {when} {key}": value["mean"] if isinstance(value, dict) else value for name in ("hard", "everyday") for when in ("before", "after") for key, value in summary[name][when].items()}
     assert (folder / "demo" / "figures" / "effect.png").is_file()

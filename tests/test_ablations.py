@@ -1,4 +1,4 @@
-"""Ablations: every arm changes one thing, the list can be shared out, and an interval counts people and seeds."""
+"""Ablations: every variant changes one thing, the list can be shared out, and an interval counts people and seeds."""
 
 import json
 from dataclasses import fields
@@ -8,43 +8,43 @@ import pytest
 from scipy.stats import t as t_distribution
 
 from drpose.ground.trainer import config_from
-from drpose.evaluation.ablations import QUESTIONS, REFERENCE, Arm, arms, differences, question_table, read_runs, runs
+from drpose.evaluation.ablations import QUESTIONS, REFERENCE, Variant, variants, differences, question_table, read_runs, runs
 from drpose.posttraining.post_training import PostTrainConfig
 
 
 def test_every_question_holds_the_reference_and_settings_that_exist():
     known = {field.name for field in fields(PostTrainConfig)}
     for question, columns in QUESTIONS.items():
-        assert sum(arm.name == "reference" for arm in columns) == 1, question
-        assert len({arm.label for arm in columns}) == len(columns) == len({arm.name for arm in columns})
-    for name, arm in arms().items():
-        settings = REFERENCE | dict(arm.changes)
+        assert sum(variant.name == "reference" for variant in columns) == 1, question
+        assert len({variant.label for variant in columns}) == len(columns) == len({variant.name for variant in columns})
+    for name, variant in variants().items():
+        settings = REFERENCE | dict(variant.changes)
         trainer = {key: value for key, value in settings.items() if key not in ("selection", "everyday_share")}
         assert set(trainer) <= known and config_from(PostTrainConfig, trainer, name)
-        assert all(REFERENCE.get(key) != value for key, value in arm.changes.items()), name
+        assert all(REFERENCE.get(key) != value for key, value in variant.changes.items()), name
 
 
 def test_the_asked_questions_are_there():
     "KL weights, K, estimators, reward forms, LoRA against all weights, pose selection."
-    changed = [dict(arm.changes) for arm in arms().values()]
+    changed = [dict(variant.changes) for variant in variants().values()]
     assert {change.get("kl_weight", REFERENCE["kl_weight"]) for change in changed} == {0.0, 0.01, 0.1, 0.3, 1.0}
-    assert {change.get("estimator", REFERENCE["estimator"]) for change in changed} == {"drtune", "draft-k", "draft-lv", "alignprop", "refl", "full", "walk"}
+    assert {change.get("estimator", REFERENCE["estimator"]) for change in changed} == {"drtune", "draft-k", "draft-lv", "alignprop", "refl", "full", "async"}
     assert {"selection": "random"} in changed and {"everyday_share": 1.0} in changed and any(change.get("lora_rank") == 0 for change in changed)
 
 
 def test_names_are_fit_for_files_and_say_what_changed():
-    assert Arm("x", {"reward": "transport + 0.5 silhouette", "kl_weight": 0.01}).name == "kl_weight=0.01+reward=transport-+-0.5-silhouette"
-    assert Arm("y").name == "reference" and all("/" not in name and " " not in name for name in arms())
+    assert Variant("x", {"reward": "transport + 0.5 silhouette", "kl_weight": 0.01}).name == "kl_weight=0.01+reward=transport-+-0.5-silhouette"
+    assert Variant("y").name == "reference" and all("/" not in name and " " not in name for name in variants())
 
 
 def test_shards_cover_everything_once():
-    whole = [(arm.name, seed) for arm, seed in runs()]
-    parts = [[(arm.name, seed) for arm, seed in runs(shard=shard, shards=4)] for shard in range(4)]
-    assert sorted(sum(parts, [])) == sorted(whole) and len(set(whole)) == len(whole) == 3 * len(arms())
+    whole = [(variant.name, seed) for variant, seed in runs()]
+    parts = [[(variant.name, seed) for variant, seed in runs(shard=shard, shards=4)] for shard in range(4)]
+    assert sorted(sum(parts, [])) == sorted(whole) and len(set(whole)) == len(whole) == 3 * len(variants())
     with pytest.raises(ValueError, match="shard is 4 of 4"):
         runs(shard=4, shards=4)
     with pytest.raises(ValueError, match="there is no question 'Why\\?'"):
-        arms(["Why?"])
+        variants(["Why?"])
 
 
 def test_difference_by_hand():

@@ -144,7 +144,7 @@ def evaluation(**changes):
     inputs = dict(images=torch.rand(2, 2, 4, 3, 16, 16), latents=torch.zeros(2, 2, 4, 4, 8, 8))
     inputs |= {name: value for name, value in changes.items() if name in inputs}
     truth |= {name.removeprefix("true_"): value for name, value in changes.items() if name.startswith("true_")}
-    return evaluate_views(**inputs, truth=GroundTruth(**truth), judge=None, rig=RIG)
+    return evaluate_views(**inputs, truth=GroundTruth(**truth), eval_predictor=None, rig=RIG)
 
 
 def with_nan(shape, at=0):

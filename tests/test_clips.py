@@ -7,9 +7,8 @@ import torch
 
 from drpose.people.bodies import SMPLX_JOINT_NAMES, Pose, load_body
 from drpose.people.pose_space import limit_violation
-from drpose.people.clips import (HELD_OUT_CLIPS, JOINT_LIMITS, Clip, clamp_to_limits, clips_for, draw_poses,
-                                 embedded_clips, mix, parse_keyframe, perturb, pose_keyframe, read_clips,
-                                 sample_joint_limits, self_collision)
+from drpose.people.pose_space import JOINT_LIMITS, clamp_to_limits, mix, perturb, sample_joint_limits, self_collision
+from drpose.people.clips import HELD_OUT_CLIPS, Clip, clips_for, draw_poses, embedded_clips, parse_keyframe, pose_keyframe, read_clips
 
 JOINT = {name: number for number, name in enumerate(SMPLX_JOINT_NAMES)}
 

@@ -15,7 +15,7 @@ SIZE, GRID, COUNT = 32, 8, 12
 RIG = FOUR_VIEWS.with_mirrored((False, False, True, True))
 
 
-class FakeJudge:
+class FakePredictor:
     "Answers given 3D joints in every view of the rig it is handed, as a mapping or as an object."
 
     def __init__(self, joints, as_object=False, wrong_views=()):
@@ -49,7 +49,7 @@ def world():
 
 def test_the_truth_scores_perfectly(world):
     truth, latents = world
-    result = evaluation.evaluate_views(truth.images, latents, truth, FakeJudge(truth.joints), RIG, base_latents=latents)
+    result = evaluation.evaluate_views(truth.images, latents, truth, FakePredictor(truth.joints), RIG, base_latents=latents)
     assert result.mpjpe_mm.max() < 1e-3 and result.pa_mpjpe_mm.max() < 0.1 and result.pixels_unseen.max() < 1e-4
     assert (result.pck3 == 1).all() and (result.silhouette_iou == 1).all() and result.normal_deg.max() < 0.1
     assert (result.color_psnr_db == 100).all() and np.allclose(result.sharpness, 1) and (result.drift == 0).all() and (result.judge_reward == 0).all()
@@ -61,7 +61,7 @@ def test_units_of_a_known_error(world):
     truth, latents = world
     wrong = truth.joints.clone()
     wrong[:, 20, 2] += 0.23                                   # the left wrist, in depth only: 0.01 of the frame on average
-    result = evaluation.evaluate_views(truth.images, latents, truth, FakeJudge(wrong, as_object=True), RIG)
+    result = evaluation.evaluate_views(truth.images, latents, truth, FakePredictor(wrong, as_object=True), RIG)
     assert np.allclose(result.mpjpe_mm, 10 / truth.scale.numpy(), rtol=1e-4)
     # depth is invisible in the back view and 0.23 of 32 px in each side view
     assert np.allclose(result.pixels_unseen, 0.23 * SIZE * 2 / (3 * 23), rtol=1e-3)
@@ -71,9 +71,9 @@ def test_units_of_a_known_error(world):
 
 def test_judge_gets_the_latent_grid_and_its_pixels_are_enlarged(world):
     truth, latents = world
-    judge = FakeJudge(truth.joints, wrong_views=(2,))
-    result = evaluation.evaluate_views(truth.images, latents, truth, judge, RIG.resized(512))
-    assert judge.rigs[0] == RIG.resized(GRID)
+    eval_predictor = FakePredictor(truth.joints, wrong_views=(2,))
+    result = evaluation.evaluate_views(truth.images, latents, truth, eval_predictor, RIG.resized(512))
+    assert eval_predictor.rigs[0] == RIG.resized(GRID)
     assert np.allclose(result.pixels_unseen, SIZE / GRID / 3, rtol=1e-4)      # one of three unseen views, 4 image pixels for one of the grid
 
 
@@ -81,17 +81,17 @@ def test_the_seen_view_does_not_count(world):
     truth, latents = world
     images = truth.images.clone()
     images[:, :, 0] = 1 - images[:, :, 0]
-    judge = FakeJudge(truth.joints, wrong_views=(0,))
-    result = evaluation.evaluate_views(images, latents, truth, judge, RIG)
+    eval_predictor = FakePredictor(truth.joints, wrong_views=(0,))
+    result = evaluation.evaluate_views(images, latents, truth, eval_predictor, RIG)
     assert result.pixels_unseen.max() < 1e-4 and (result.silhouette_iou == 1).all() and (result.color_psnr_db == 100).all()
-    other = evaluation.evaluate_views(images, latents, truth, judge, RIG, seen=(1,))
+    other = evaluation.evaluate_views(images, latents, truth, eval_predictor, RIG, seen=(1,))
     assert other.pixels_unseen.min() > 1 and (other.color_psnr_db < 20).all()
 
 
 def test_forgetting_the_mirrored_views_shows(world):
     truth, latents = world
 
-    class Unaware(FakeJudge):
+    class Unaware(FakePredictor):
         def joints(self, latents, rig):
             return super().joints(latents, rig.with_mirrored(()))
 
@@ -103,27 +103,27 @@ def test_normals_and_colours_are_not_confused(world):
     truth, latents = world
     images = truth.images.clone()
     images[:, 1] = 0.5                                         # colours gone, normals right
-    result = evaluation.evaluate_views(images, latents, truth, FakeJudge(truth.joints), RIG)
+    result = evaluation.evaluate_views(images, latents, truth, FakePredictor(truth.joints), RIG)
     assert result.normal_deg.max() < 0.1 and (result.silhouette_iou == 1).all() and (result.color_psnr_db < 20).all()
 
 
 def test_drift_is_the_mean_square(world):
     truth, latents = world
-    result = evaluation.evaluate_views(truth.images, latents + 0.5, truth, FakeJudge(truth.joints), RIG, base_latents=latents)
+    result = evaluation.evaluate_views(truth.images, latents + 0.5, truth, FakePredictor(truth.joints), RIG, base_latents=latents)
     assert np.allclose(result.drift, 0.25, rtol=1e-4)
 
 
 def test_batches_join_to_the_whole(world):
     truth, latents = world
     wrong = truth.joints + 0.05 * torch.randn(truth.joints.shape, generator=torch.Generator().manual_seed(1))
-    whole = evaluation.evaluate_views(truth.images * 0.9, latents, truth, FakeJudge(wrong), RIG)
-    parts = [evaluation.evaluate_views(truth.images[i] * 0.9, latents[i], truth[i], FakeJudge(wrong[i]), RIG) for i in (slice(0, 5), slice(5, 12))]
+    whole = evaluation.evaluate_views(truth.images * 0.9, latents, truth, FakePredictor(wrong), RIG)
+    parts = [evaluation.evaluate_views(truth.images[i] * 0.9, latents[i], truth[i], FakePredictor(wrong[i]), RIG) for i in (slice(0, 5), slice(5, 12))]
     joined = evaluation.PerSample.cat(parts)
     assert len(joined) == COUNT and joined.drift is None
     for name in ("mpjpe_mm", "pa_mpjpe_mm", "pixels_unseen", "silhouette_iou", "normal_deg", "color_psnr_db", "sharpness", "features"):
         assert np.allclose(getattr(joined, name), getattr(whole, name), rtol=1e-4), name
     with pytest.raises(ValueError, match="drift"):
-        evaluation.PerSample.cat([parts[0], evaluation.evaluate_views(truth.images[:5], latents[:5], truth[:5], FakeJudge(wrong[:5]), RIG, base_latents=latents[:5])])
+        evaluation.PerSample.cat([parts[0], evaluation.evaluate_views(truth.images[:5], latents[:5], truth[:5], FakePredictor(wrong[:5]), RIG, base_latents=latents[:5])])
 
 
 def test_constant_pose(world):
@@ -247,11 +247,11 @@ def test_bad_input_gets_one_sentence(world, break_it, word):
     truth, latents = world
     images, latents, truth = break_it(truth.images, latents, truth)
     with pytest.raises(ValueError, match=word) as error:
-        evaluation.evaluate_views(images, latents, truth, FakeJudge(truth.joints), RIG)
+        evaluation.evaluate_views(images, latents, truth, FakePredictor(truth.joints), RIG)
     assert "\n" not in str(error.value)
 
 
 def test_no_unseen_view_is_an_error(world):
     truth, latents = world
     with pytest.raises(ValueError, match="no unseen view"):
-        evaluation.evaluate_views(truth.images, latents, truth, FakeJudge(truth.joints), RIG, seen=(0, 1, 2, 3))
+        evaluation.evaluate_views(truth.images, latents, truth, FakePredictor(truth.joints), RIG, seen=(0, 1, 2, 3))

@@ -41,7 +41,7 @@ from drpose.pairs.animators import load_animator
 from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 from drpose.posttraining.post_training import PostTrainConfig
-from drpose.posttraining.validation import read_guards
+from drpose.posttraining.validation import read_validation
 
 SECONDS, BYTES = 5.0, 1e9
 PER_DOOR = 30
@@ -156,7 +156,7 @@ def doors(tmp_path_factory) -> dict[str, Door]:
         "PSHuman": Door(root / "pshuman", files_of(root / "pshuman"), MultiViewPipeline.from_pretrained),
         "scan": Door(scan, files_of(scan), lambda where: [read_scan_pictures(where, 16), read_scan_pose(where)]),
         "metrics": Door(root / "run", ("metrics.jsonl",), lambda where: read_lines(where / "metrics.jsonl")),
-        "looks": single("looks", "guards.jsonl", lambda path: path.write_text('{"step": 10, "best": true, "alarms": []}\n{"step": 20, "best": false, "alarms": ["x"]}\n'), lambda path: read_guards(path.parent)),
+        "looks": single("looks", "validation.jsonl", lambda path: path.write_text('{"step": 10, "best": true, "alarms": []}\n{"step": 20, "best": false, "alarms": ["x"]}\n'), lambda path: read_validation(path.parent)),
         "prompts": single("prompts", "normal_embeds.pt", lambda path: torch.save(torch.rand(7, 5, 24), path), read_prompt_file),
     }
     for door in found.values():

@@ -20,7 +20,7 @@ from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.multiview.scans import POSE_FILE, render_scans
 from drpose.pairs.dataset import build_dataset, plan_dataset
 from drpose.reward.skeleton_predictor import SkeletonPredictor
-from drpose.posttraining.validation import read_guards
+from drpose.posttraining.validation import read_validation
 from drpose.posttraining.launching import JOB, PostTrainSources, launch, require_processes, rig_of
 
 TESTS = Path(__file__).parent
@@ -45,10 +45,10 @@ def furthest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("estimator", ["drtune", "draft-lv", "walk"])
+@pytest.mark.parametrize("estimator", ["drtune", "draft-lv", "async"])
 def test_gradients_are_equal_on_ranks_and_those_of_the_full_batch(tmp_path, estimator):
     "Float64, with noise in the steps (but for the walk): 2 processes x 1, 1 process x 2, and 1 process x 2 parts of 1."
-    shared = dict(estimator=estimator, kl_weight=0.5, eta=0.0 if estimator == "walk" else 0.7)
+    shared = dict(estimator=estimator, kl_weight=0.5, eta=0.0 if estimator == "async" else 0.7)
     two_ranks(*(("gradients", tmp_path, shared | split) for split in ({"ranks": 2, "batch_size": 1}, {"ranks": 1, "batch_size": 2}, {"ranks": 1, "batch_size": 1, "accumulate": 2})))
     found = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}
     assert sorted(found) == ["rank0-of1x1", "rank0-of1x2", "rank0-of2x1", "rank1-of2x1"]
@@ -60,7 +60,7 @@ def test_gradients_are_equal_on_ranks_and_those_of_the_full_batch(tmp_path, esti
     assert furthest(found["rank0-of2x1"]["gradients"], found["rank1-of2x1"]["gradients"]) == 0
 
 
-@pytest.mark.parametrize("estimator", ["drtune", "walk"])
+@pytest.mark.parametrize("estimator", ["drtune", "async"])
 @pytest.mark.parametrize(("double", "learning_rate", "tolerance"), [(False, 1e-4, 1e-6), (True, 1e-3, 1e-12)], ids=["single", "double"])
 def test_two_processes_with_one_sample_learn_what_one_with_two_learns(tmp_path, estimator, double, learning_rate, tolerance):
     """Losses and LoRA weights after 5 steps.
@@ -79,7 +79,7 @@ def test_two_processes_with_one_sample_learn_what_one_with_two_learns(tmp_path, 
     assert max(value.abs().max() for name, value in adapter(tmp_path / "1x2").items() if "lora_B" in name) > learning_rate
 
 
-@pytest.mark.parametrize("estimator", ["drtune", "walk"])
+@pytest.mark.parametrize("estimator", ["drtune", "async"])
 def test_twenty_kills_lose_nothing(tmp_path, estimator):
     "kill -9 of a two-process run at random moments, 20 in all over both estimators, resumed each time: weights and metrics equal the uninterrupted run's, no temporary or torn file is left."
     settings = dict(steps=30, batch_size=1, checkpoint_every=2, estimator=estimator)
@@ -163,19 +163,19 @@ def test_guards_watch_a_pipeline_of_pshumans_kind(own_world, tmp_path, settings)
     "Scans say what everyday people look like, held-out pairs are the hard ones; nothing of the tiny world's is used."
     if "perceptual" in settings.get("reward", ""):
         settings = settings | {"perceptual_weights": str(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors"))}
-    config = tiny_parts.config(steps=2, batch_size=1, guard_every=1, guard_people=4, guard_stop=False, learning_rate=1e-3, **settings)
+    config = tiny_parts.config(steps=2, batch_size=1, validation_every=1, validation_people=4, validation_stop=False, learning_rate=1e-3, **settings)
     launch(config, own_world, tmp_path / "run")
-    looks = read_guards(tmp_path / "run")
+    looks = read_validation(tmp_path / "run")
     assert [look["step"] for look in looks] == [1, 2] and all(math.isfinite(look[name]) for look in looks for name in ("hard_mm", "everyday_mm", "psnr", "reward", "judge_reward", "kl", "diversity", "frechet"))
     assert all(look["kl"] > 0 for look in looks), "the network has moved"
-    assert sorted(path.name for path in (tmp_path / "run" / "guards").iterdir()) == ["everyday-000001.png", "everyday-000002.png", "hard-000001.png", "hard-000002.png"]
+    assert sorted(path.name for path in (tmp_path / "run" / "validation").iterdir()) == ["everyday-000001.png", "everyday-000002.png", "hard-000001.png", "hard-000002.png"]
 
 
 def test_guards_without_people_are_refused_before_anything_is_trained(own_world, tmp_path):
-    config = tiny_parts.config(steps=2, batch_size=1, guard_every=1, guard_people=4)
-    for changes, sentence in ((dict(guard_scans="", guard_pairs=""), "not the tiny world's: name guard_scans and guard_pairs"), (dict(guard_scans=""), "guard_scans '': holds 0"), (dict(guard_pairs=str(tmp_path)), "dataset.json: no such file")):
+    config = tiny_parts.config(steps=2, batch_size=1, validation_every=1, validation_people=4)
+    for changes, sentence in ((dict(validation_scans="", validation_pairs=""), "not the tiny world's: name validation_scans and validation_pairs"), (dict(validation_scans=""), "validation_scans '': holds 0"), (dict(validation_pairs=str(tmp_path)), "dataset.json: no such file")):
         with pytest.raises((ValueError, FileNotFoundError), match=sentence):
             launch(config, replace(own_world, **changes), tmp_path / "run")
     with pytest.raises(ValueError, match="holds 4 people with a known pose, needed 5"):
-        launch(replace(config, guard_people=5), own_world, tmp_path / "run")
+        launch(replace(config, validation_people=5), own_world, tmp_path / "run")
     assert not (tmp_path / "run").exists()

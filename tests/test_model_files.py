@@ -337,8 +337,8 @@ def test_not_a_number_in_an_adapter(tmp_path):
     from safetensors import safe_open
 
     with safe_open(tmp_path / LORA_FILE, framework="pt") as file:
-        told = file.metadata()
-    save_file(tensors | {min(tensors): torch.full_like(tensors[min(tensors)], torch.nan)}, tmp_path / LORA_FILE, metadata=told)
+        metadata = file.metadata()
+    save_file(tensors | {min(tensors): torch.full_like(tensors[min(tensors)], torch.nan)}, tmp_path / LORA_FILE, metadata=metadata)
     with pytest.raises(ValueError, match="not finite"):
         load_lora(tiny_parts.unet(), tmp_path)
 

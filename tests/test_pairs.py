@@ -113,8 +113,8 @@ def test_farthest_plan_covers_more_than_random(body_model):
     plans = [plan_dataset(40, 1, selection, everyday_share=0.0, body_model=body_model) for selection in ("farthest", "random")]
     spread = [torch.cdist(features, features).fill_diagonal_(torch.inf).amin(1).mean() for features in (pose_features(body_model.joints(plan.drawn.poses)) for plan in plans)]
     assert spread[0] > 1.2 * spread[1]
-    share = plan_dataset(40, 1, "random", everyday_share=0.25, body_model=body_model).drawn.sets
-    assert share.count("everyday") == 10 and share.count("pool") == 30
+    sets = plan_dataset(40, 1, "random", everyday_share=0.25, body_model=body_model).drawn.sets
+    assert sets.count("everyday") == 10 and sets.count("pool") == 30
 
 
 @pytest.fixture(scope="module")

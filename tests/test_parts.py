@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from project_files import DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, RESULT_NOTEBOOKS, ROOT, RUN_NOTEBOOKS, code_cells, relative, source
+from project_files import DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, code_cells, relative, source
 
 ORDER = [f"{path.parent.name}.{path.stem[3:]}" for path in DEFINITION_NOTEBOOKS]  # part.module, first to last
 

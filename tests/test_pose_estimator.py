@@ -22,16 +22,16 @@ from drpose.multiview.base_training import (BaseConfig, BaseLoss, EstimatorConfi
                                             train_pose_estimator)
 from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
 from drpose.evaluation.benchmarks import generate_latents, load_benchmark, with_estimates
-from drpose.posttraining.post_training import PairConditions, Sitters, condition_pairs, posttrain, prepare_weights
+from drpose.posttraining.post_training import PairConditions, TrainingSamples, condition_pairs, posttrain, prepare_weights
 
 NAMES = [SMPLX_JOINT_NAMES[number] for number in SKELETON_JOINTS]
 
 
 def listening(unet: MultiViewUNet) -> MultiViewUNet:
     "A network with a skeleton input that it does not ignore."
-    told = add_skeleton_input(unet)
-    torch.nn.init.normal_(told.conv_skeleton.weight, std=0.3, generator=torch.Generator().manual_seed(5))
-    return told.eval()
+    given = add_skeleton_input(unet)
+    torch.nn.init.normal_(given.conv_skeleton.weight, std=0.3, generator=torch.Generator().manual_seed(5))
+    return given.eval()
 
 
 def small_estimator(seed: int = 0) -> PoseEstimator:
@@ -133,20 +133,20 @@ def test_it_learns_and_goes_on_where_it_was_stopped(tmp_path):
 
 def test_a_network_gets_an_input_that_changes_nothing_until_it_is_trained():
     plain = tiny_parts.unet(0)
-    told = add_skeleton_input(plain)
+    given = add_skeleton_input(plain)
     inputs = dict(sample=torch.randn(8, 8, 8, 8), timestep=500, encoder_hidden_states=torch.randn(8, 1, 8), class_labels=torch.randn(8, 12))
     maps = torch.rand(8, 23, 8, 8)
     with torch.no_grad():
-        assert torch.equal(told(**inputs, skeletons=maps).sample, plain(**inputs).sample)
+        assert torch.equal(given(**inputs, skeletons=maps).sample, plain(**inputs).sample)
         heard = listening(plain)(**inputs, skeletons=maps).sample
         assert not torch.allclose(heard, plain(**inputs).sample, atol=1e-2)
         assert torch.equal(listening(plain)(**inputs, skeletons=torch.zeros_like(maps)).sample, plain(**inputs).sample)
     with pytest.raises(ValueError, match="no input for them"):
         plain(**inputs, skeletons=maps)
     with pytest.raises(ValueError, match=r"skeletons must have shape \(8, 23, 8, 8\), found \(8, 22, 8, 8\)"):
-        told(**inputs, skeletons=maps[:, 1:])
+        given(**inputs, skeletons=maps[:, 1:])
     with pytest.raises(ValueError, match="needs a network without skeleton input"):
-        add_skeleton_input(told)
+        add_skeleton_input(given)
 
 
 def test_maps_reach_their_own_view_and_person():
@@ -163,7 +163,7 @@ def test_maps_reach_their_own_view_and_person():
         assert torch.allclose(both[1:], alone, atol=1e-5)
         halved = predict(unet, latents, 500, condition, guidance_scale=2.0)
         assert torch.allclose(halved, predict(unet, latents, 500, condition, guidance_scale=2.0, sequential=True), atol=1e-4)
-    with pytest.raises(ValueError, match="cannot be told to a network with 0 skeleton channels"):
+    with pytest.raises(ValueError, match="do not fit a network with 0 skeleton channels"):
         skeleton_input(tiny_parts.unet(0), joints, rig)
     assert skeleton_input(tiny_parts.unet(0), None, rig) is None
 
@@ -197,12 +197,12 @@ def test_the_base_is_told_the_joints_of_the_object_it_draws(monkeypatch):
         condition, whose = seen[-1], seen[-1].condition_latents[:, 0, 0, 0].long()
         views = [int((condition.prompt_embeds[0, n] - tiny_prompt_embeds(dim=8)[0]).abs().flatten(1).sum(1).argmin()) for n in range(2)]
         wanted = skeleton_maps(data.joints[whose], TINY_RIG.resized(8))[:, views]
-        told = condition.skeletons.flatten(1).any(1)
-        assert torch.allclose(condition.skeletons[told], wanted[told]) and condition.skeletons[~told].abs().max() == 0
-        unheard += int((~told).sum())
+        given = condition.skeletons.flatten(1).any(1)
+        assert torch.allclose(condition.skeletons[given], wanted[given]) and condition.skeletons[~given].abs().max() == 0
+        unheard += int((~given).sum())
     assert unheard / 480 == pytest.approx(0.25, abs=0.06)
     module.config.skeleton_jitter = 0.1
-    joints = module.told_joints(torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
+    joints = module.given_joints(torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
     off = (joints - data.joints[0])[joints.isfinite().flatten(1).all(1)]
     assert off.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)  # of a standard deviation drawn evenly up to .1
     with pytest.raises(ValueError, match="setting 'data'"):
@@ -213,7 +213,7 @@ def test_a_told_base_learns_to_listen(tmp_path):
     data = some_latents(8)
     config = BaseConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=0, ema_decay=0.0, skeleton_dropout=0.0, log_every=30, checkpoint_every=30, tracker="none")
     unet, _ = train_base(config, add_skeleton_input(tiny_parts.unet(0)), default_scheduler(), data, tiny_prompt_embeds(dim=8), RunDirectory(tmp_path, config))
-    knows, guesses = (base_error(unet, default_scheduler(), data, tiny_prompt_embeds(dim=8), (900,), told=told)[900] for told in (True, False))
+    knows, guesses = (base_error(unet, default_scheduler(), data, tiny_prompt_embeds(dim=8), (900,), pose_given=given)[900] for given in (True, False))
     assert knows < guesses and unet.conv_skeleton.weight.abs().max() > 0
 
 
@@ -242,10 +242,10 @@ def test_the_pipeline_asks_its_estimator_unless_somebody_knows_better(tmp_path):
     for wrong, words in ((torch.zeros(1, 23, 3), r"float tensor \(2, 23, 3\), found torch.float32 \(1, 23, 3\)"), (torch.full((2, 23, 3), 300.0), "1 wide"), ([0], "found list"), (torch.full((2, 23, 3), torch.inf), "1 wide")):
         with pytest.raises(ValueError, match=words):
             draw(pipeline, joints=wrong)
-    with pytest.raises(ValueError, match="can be told 0"):
+    with pytest.raises(ValueError, match="the UNet takes 0"):
         MultiViewPipeline(tiny_unet((8, 16), (0, 1)), pipeline.vae, pipeline.scheduler, pipeline.prompt_table, azimuths=TINY_RIG.azimuths, mirrored=TINY_RIG.mirrored, pose_estimator=estimator)
     plain = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline", unet=tiny_unet((8, 16), (0, 1)), pose_estimator=None)
-    with pytest.raises(ValueError, match="cannot be told a pose"):
+    with pytest.raises(ValueError, match="is not conditioned on a pose"):
         plain(photo, 2, joints=torch.zeros(2, 23, 3))
 
 
@@ -257,16 +257,16 @@ def test_pairs_and_benchmarks_are_told_what_the_estimator_sees(tmp_path):
     data = condition_pairs(pairs, pipeline, body, batch_size=2)
     photos = torch.stack([pairs[i]["image"] for i in range(3)])
     with torch.no_grad():
-        assert torch.allclose(data.told, pipeline.pose_estimator(photos).joints, atol=1e-4) and not torch.allclose(data.told, data.joints, atol=0.05)
-    assert condition_pairs(pairs, shipped_parts(), body).told is None and condition_pairs(pairs, shipped_parts(), body).digest() != data.digest()
+        assert torch.allclose(data.given, pipeline.pose_estimator(photos).joints, atol=1e-4) and not torch.allclose(data.given, data.joints, atol=0.05)
+    assert condition_pairs(pairs, shipped_parts(), body).given is None and condition_pairs(pairs, shipped_parts(), body).digest() != data.digest()
 
     benchmark = load_benchmark("hard", pipeline.vae, body, 3)
-    told = with_estimates(benchmark, pipeline.pose_estimator)
+    given = with_estimates(benchmark, pipeline.pose_estimator)
     with torch.no_grad():
-        assert torch.allclose(told.told, pipeline.pose_estimator(benchmark.truth.images[:, 1, 0]).joints, atol=1e-4)
+        assert torch.allclose(given.given, pipeline.pose_estimator(benchmark.truth.images[:, 1, 0]).joints, atol=1e-4)
         pipeline.set_progress_bar_config(disable=True)
-        drawn = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, told, 2)
-    noise = torch.stack([torch.randn(2, 4, 4, 16, 16, generator=generator) for generator in noise_of(told)])
+        drawn = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, given, 2)
+    noise = torch.stack([torch.randn(2, 4, 4, 16, 16, generator=generator) for generator in noise_of(given)])
     same = pipeline(benchmark.truth.images[:, 1, 0], 2, latents=noise, output_type="latent").images
     assert torch.allclose(drawn, same, atol=1e-2)  # photos are kept in half precision
     assert not torch.allclose(drawn, generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2), atol=1e-2)
@@ -281,26 +281,26 @@ def noise_of(benchmark):
 
 def test_post_training_tells_each_sample_its_own_estimate(tmp_path):
     data = tiny_parts.pairs()
-    told = PairConditions(data.photos, data.descriptors, data.joints, told=data.joints + 0.1)
+    given = PairConditions(data.photos, data.descriptors, data.joints, given=data.joints + 0.1)
     unet, *others = tiny_parts.parts()
     unet = listening(unet)
     asked = []
-    networks = Sitters(HandOver(unet, None, 0), told, others[3], 0, rig=TINY_RIG.resized(8)).networks([4, 1], torch.device("cpu"))
+    networks = TrainingSamples(HandOver(unet, None, 0), given, others[3], 0, rig=TINY_RIG.resized(8)).networks([4, 1], torch.device("cpu"))
     unet.forward = lambda sample, timestep, **inputs: asked.append(inputs["skeletons"]) or (sample[:, :4],)
     networks["predict"](torch.randn(2, 2, 4, 4, 8, 8), torch.tensor(500))
-    wanted = skeleton_maps(told.told[[4, 1]], TINY_RIG.resized(8))
+    wanted = skeleton_maps(given.given[[4, 1]], TINY_RIG.resized(8))
     assert torch.allclose(asked[0].unflatten(0, (2, 2, 4))[0], wanted) and torch.allclose(asked[0].unflatten(0, (2, 2, 4))[1], wanted)
 
     results = {}
-    for name, pairs in (("told", told), ("not told", data), ("all weights", told)):
+    for name, pairs in (("given", given), ("not given", data), ("all weights", given)):
         unet = listening(tiny_parts.unet(0))
         config = tiny_parts.config(steps=2, lora_rank=0 if name == "all weights" else 2)
         before = unet.conv_skeleton.weight.clone()
         results[name] = posttrain(config, unet, others[0], others[1], pairs, *others[3:], tmp_path / name).loop
-        assert torch.equal(unet.conv_skeleton.weight, before), "how it is told is not trained"
+        assert torch.equal(unet.conv_skeleton.weight, before), "how it takes the pose is not trained"
         lines = RunDirectory(tmp_path / name, config).metrics()
         results[name] = [line["reward"] for line in lines]
-    assert results["told"] != results["not told"]
+    assert results["given"] != results["not given"]
 
 
 def test_an_adapter_of_a_told_network_is_saved_and_read(tmp_path):

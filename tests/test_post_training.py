@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from drpose.ground.trainer import RunDirectory
 from drpose.multiview.unet import adapters_off, merged
 from drpose.multiview.pipeline import Condition, denoise, predict
-from drpose.reward.rewards import FigureMap, RewardSum
+from drpose.reward.rewards import ForegroundMap, RewardSum
 from drpose.posttraining.post_training import PairConditions, PostTrainLoss, posttrain, prepare_weights
 
 
@@ -91,7 +91,7 @@ def test_adapters_are_on_again_after_an_error():
 @pytest.mark.parametrize("rank", [2, 0])
 def test_walk_trains_and_keeps_the_start(tmp_path, rank):
     "The first KL is 0 and it grows; the base inside is untouched; one network call with a graph per update and one of the base."
-    config = tiny_parts.config(estimator="walk", lora_rank=rank)
+    config = tiny_parts.config(estimator="async", lora_rank=rank)
     parts = tiny_parts.parts()
     before = base_tensors(parts[0])
     result = posttrain(config, *parts, tmp_path)
@@ -104,21 +104,21 @@ def test_walk_trains_and_keeps_the_start(tmp_path, rank):
 
 def test_walk_carries_samples_from_noise_to_image():
     "With unchanging weights slot 0 ends where the sampler ends, and then starts over from new noise with another photo."
-    module = loss_module(tiny_parts.config(estimator="walk"))
+    module = loss_module(tiny_parts.config(estimator="async"))
     seen = []
     for update in range(5):
         module(update)
         seen.append(module.samples[0, 0].clone())
-    sitters = module.sitters
-    condition = Condition(*(value[[sitters.pair(0, 0)]] for value in (sitters.data.photos, sitters.data.descriptors)), sitters.prompt_embeds)
+    samples = module.samples
+    condition = Condition(*(value[[samples.pair(0, 0)]] for value in (samples.data.photos, samples.data.descriptors)), samples.prompt_embeds)
     with torch.no_grad():
-        image = denoise(module.unet, module.scheduler, condition, sitters.noise(0, 0)[None], 4)[0]
+        image = denoise(module.unet, module.scheduler, condition, samples.noise(0, 0)[None], 4)[0]
     torch.testing.assert_close(seen[3], image, rtol=1e-4, atol=1e-5)
     assert (seen[4] - seen[3]).abs().max() > 0.1
 
 
 def test_a_broken_answer_does_not_poison_the_walk():
-    module = loss_module(tiny_parts.config(estimator="walk"))
+    module = loss_module(tiny_parts.config(estimator="async"))
     module(0)
     before = module.samples.clone()
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_a_step_the_base_draws_cannot_be_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("estimator", ["drtune", "draft-k", "walk"])
+@pytest.mark.parametrize("estimator", ["drtune", "draft-k", "async"])
 def test_checkpointing_changes_nothing(estimator):
     "Gradients with the KL term on, bit for bit."
     gradients = []
@@ -186,8 +186,8 @@ def test_noise_belongs_to_the_slot():
 
     for size in (1, 3):
         module = loss_module(tiny_parts.config(batch_size=size))
-        module.score, sitters = Capture(), module.sitters.data
-        module.sitters.data = PairConditions(*(value[:1] for value in (sitters.photos, sitters.descriptors, sitters.joints)))  # one pair, so the condition is the same
+        module.score, samples = Capture(), module.samples.data
+        module.samples.data = PairConditions(*(value[:1] for value in (samples.photos, samples.descriptors, samples.joints)))  # one pair, so the condition is the same
         module(5)
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1
@@ -225,7 +225,7 @@ def run_worker(folder, estimator, kill_after_step=None):
     return warm_python.finish()
 
 
-@pytest.mark.parametrize("estimator", ["drtune", "walk"])
+@pytest.mark.parametrize("estimator", ["drtune", "async"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, estimator):
     "kill -9 at two random steps (a walk is then in the middle of its chains: 5 is no multiple of 4), then the same command: weights and metrics are equal bit for bit, and nothing torn is left."
     chooser = random.Random(time.time_ns())
@@ -276,7 +276,7 @@ class Looker:
 def looked_at(folder, **arguments):
     "Train with a Looker; returns it and the result."
     made = []
-    result = posttrain(tiny_parts.config(), *tiny_parts.parts(), folder, guard=lambda drawing, score, run: made.append(Looker(drawing, **arguments)) or made[0])
+    result = posttrain(tiny_parts.config(), *tiny_parts.parts(), folder, validator=lambda drawing, score, run: made.append(Looker(drawing, **arguments)) or made[0])
     return made[0], result
 
 
@@ -289,7 +289,7 @@ def test_a_watch_sees_averaged_weights_and_changes_nothing(tmp_path):
 
 
 def test_a_watch_ends_the_run_for_good(tmp_path):
-    "At step 6 of 10; starting again takes no further step, and tells the watch where the run stands."
+    "At step 6 of 10; starting again takes no further step, and tells the callback where the run stands."
     looker, result = looked_at(tmp_path, end_at=6)
     again, same = looked_at(tmp_path, end_at=6)
     assert (result.loop.steps, result.loop.finished) == (same.loop.steps, same.loop.finished) == (6, True)
@@ -315,11 +315,11 @@ def test_a_reward_of_your_own(tmp_path):
 def test_outlines_reach_the_reward(tmp_path):
     "Masks travel with their pairs; without them, or without what reads outlines from latents, the setting is refused."
     unet, scheduler, predictor, data, prompts, rig = tiny_parts.parts()
-    config, figure = tiny_parts.config(steps=2, reward="maps + silhouette"), FigureMap(torch.randn(2, 4), torch.zeros(()))
+    config, foreground = tiny_parts.config(steps=2, reward="maps + silhouette"), ForegroundMap(torch.randn(2, 4), torch.zeros(()))
     with pytest.raises(ValueError, match="the term silhouette needs outlines"):
-        posttrain(config, unet, scheduler, predictor, data, prompts, rig, tmp_path / "refused", figure=figure)
+        posttrain(config, unet, scheduler, predictor, data, prompts, rig, tmp_path / "refused", foreground=foreground)
     data.masks = torch.rand(len(data), 4, 8, 8)
-    posttrain(config, unet, scheduler, predictor, data, prompts, rig, tmp_path / "run", figure=figure)
+    posttrain(config, unet, scheduler, predictor, data, prompts, rig, tmp_path / "run", foreground=foreground)
     assert not (tmp_path / "refused").exists() and (tmp_path / "run" / "lora").is_dir()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from drpose.multiview.unet import MultiViewUNet
 from drpose.multiview.pipeline import Condition, default_scheduler, denoise, predict, tiny_prompt_embeds
 from drpose.posttraining.reward_gradients import (ESTIMATORS, check_scheduler, gradient_weights, rollout, spaced_steps,
-                                                  step_table, walk_step)
+                                                  step_table, async_step)
 
 BATCH, DOMAINS, VIEWS, CHANNELS, SIDE = 2, 2, 2, 4, 5
 
@@ -74,7 +74,7 @@ def test_lines_equal_diffusers_step(prediction_type, eta, steps):
     for i, t in enumerate(table.timesteps):
         sample, answer, noise = torch.randn(3, 30, generator=seeded(i), dtype=torch.float64)
         theirs = scheduler.step(answer, t, sample, eta=eta, variance_noise=noise)
-        ours = table.keep[i] * sample + table.gain[i] * answer + table.spread[i] * noise
+        ours = table.keep[i] * sample + table.gain[i] * answer + table.sigma[i] * noise
         torch.testing.assert_close(ours, theirs.prev_sample, rtol=0, atol=1e-12)
         image = table.image_keep[i] * sample + table.image_gain[i] * answer
         torch.testing.assert_close(image, theirs.pred_original_sample, rtol=0, atol=1e-11)
@@ -305,7 +305,7 @@ def test_a_walk_step_is_refl_at_that_step():
     model, base, table, sample = TinyNet(), TinyNet(5), check_scheduler(default_scheduler(), 5), start()
     for index in range(5):
         steps = torch.full((BATCH,), index)
-        walked = walk_step(lambda x, t: model(x, t[0]), table, sample, steps, base_predict=lambda x, t: base(x, t[0]))
+        walked = async_step(lambda x, t: model(x, t[0]), table, sample, steps, base_predict=lambda x, t: base(x, t[0]))
         stopped = run(model, "refl", base_predict=base, early_stop=5 - index, early_stop_least=5 - index)
         torch.testing.assert_close(walked.latents, stopped.latents, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(walked.kl, stopped.kl, rtol=1e-12, atol=1e-14)

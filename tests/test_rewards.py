@@ -8,7 +8,7 @@ from drpose.people.bodies import Pose, load_body
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal
 from drpose.pictures.rendering import skeleton_maps
 from drpose.reward.skeleton_predictor import PoseScore, map_distance
-from drpose.reward.rewards import (TERMS, FigureMap, PerceptualDistance, Reading, RewardSum, read_recipe,
+from drpose.reward.rewards import (TERMS, ForegroundMap, PerceptualDistance, Reading, RewardSum, read_recipe,
                                    transport_distance)
 from drpose.posttraining.post_training import body_masks
 
@@ -128,12 +128,12 @@ def test_worst_nearby_is_the_radius_away_and_worse(joints):
 def test_silhouette_is_the_soft_overlap(joints):
     masks = torch.zeros(1, 4, 16, 16)
     masks[..., 4:12, 4:12] = 1.0
-    right = TERMS["silhouette"](reading(joints, joints, masks=masks, figure=masks))
-    half = TERMS["silhouette"](reading(joints, joints, masks=masks, figure=masks * (torch.arange(16) < 8)))
+    right = TERMS["silhouette"](reading(joints, joints, masks=masks, foreground=masks))
+    half = TERMS["silhouette"](reading(joints, joints, masks=masks, foreground=masks * (torch.arange(16) < 8)))
     torch.testing.assert_close(right, torch.zeros(1, 4))
     torch.testing.assert_close(half, torch.full((1, 4), 0.5))
     soft = masks * 0.3  # soft edges: the truth must not be charged for being itself
-    torch.testing.assert_close(TERMS["silhouette"](reading(joints, joints, masks=soft, figure=soft)), torch.zeros(1, 4))
+    torch.testing.assert_close(TERMS["silhouette"](reading(joints, joints, masks=soft, foreground=soft)), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="true masks"):
         TERMS["silhouette"](reading(joints, joints))
 
@@ -143,14 +143,14 @@ def test_figure_is_read_cell_by_cell():
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(6, 2, 4, 4, 8, 8, generator=generator)
     masks = (latents[:, 1, :, 2] > 0.3).float()
-    figure = FigureMap.fit(latents, masks)
+    figure = ForegroundMap.fit(latents, masks)
     assert ((figure(latents) > 0.5) == (masks > 0.5)).float().mean() > 0.99
     other = latents.clone()
     other[..., 3, 3] = 9.0
     changed = figure(other) != figure(latents)
     assert not changed[..., :3, :].any() and not changed[..., 4:].any()
     with pytest.raises(ValueError, match="masks have shape"):
-        FigureMap.fit(latents, masks[:, :1])
+        ForegroundMap.fit(latents, masks[:, :1])
 
 
 def test_body_masks_stand_where_the_body_stands():
@@ -192,6 +192,6 @@ def test_bad_perceptual_files(tmp_path, changes, sentence):
 
 
 def test_recipes_that_lack_a_part_are_refused():
-    for recipe, sentence in (("silhouette", "needs figure="), ("maps + perceptual", "needs perceptual=")):
+    for recipe, sentence in (("silhouette", "needs foreground="), ("maps + perceptual", "needs perceptual=")):
         with pytest.raises(ValueError, match=sentence):
             RewardSum(tiny_parts.predictor(), recipe)

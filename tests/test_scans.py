@@ -29,7 +29,7 @@ from drpose.multiview.scans import (ScanPictures, encode_scans, normals_seen_fro
                                     read_scan_pose, render_scan, render_scans, scan_example)
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 from drpose.evaluation.metrics import millimetres, mpjpe
-from drpose.evaluation.benchmarks import judge_errors, load_benchmark
+from drpose.evaluation.benchmarks import predictor_errors, load_benchmark
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.safetensors"
 SIX = (0, 45, 90, 180, 270, 315)
@@ -296,7 +296,7 @@ def meshes(people: Path) -> list[Path]:
 def test_a_judge_reads_scans_as_it_reads_the_world_they_came_from(people, tmp_path):
     "The whole way from mesh and fit to latents and joints: any wrong turn, mirror, unit or frame would show as centimetres."
     vae, rig = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline").vae, TINY_RIG.resized(16)
-    judge = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
+    eval_predictor = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
     folders = render_scans(meshes(people), tmp_path / "renders", size=64, supersample=4, fits=people / "fits", body_model=BODY)
     images, joints, scale = [], [], []
     for pictures in (read_scan_pictures(folder, 64) for folder in folders):
@@ -307,9 +307,9 @@ def test_a_judge_reads_scans_as_it_reads_the_world_they_came_from(people, tmp_pa
             scale.append(pictures.scale)
     images, joints, scale = torch.stack(images), torch.stack(joints), torch.tensor(scale)
     with torch.no_grad():
-        read = judge.joints(encode_images(vae, images), rig).joints3d
+        read = eval_predictor.joints(encode_images(vae, images), rig).joints3d
     error = millimetres(mpjpe(read, joints), scale)
-    usual = judge_errors(judge, load_benchmark("everyday", vae, BODY, 24))["mpjpe_mm"]
+    usual = predictor_errors(eval_predictor, load_benchmark("everyday", vae, BODY, 24))["mpjpe_mm"]
     assert error.mean() < 1.5 * usual, f"{error.mean():.0f} mm on scans, {usual:.0f} mm on renders of its own world"
     assert millimetres(mpjpe(read, joints * torch.tensor([-1.0, 1, 1])), scale).mean() > 2.5 * error.mean(), "the test would see a mirror"
 
@@ -414,10 +414,10 @@ def test_latents_are_what_the_pipeline_would_be_told(box, tmp_path):
     assert data.joints.shape == (4, 0, 3)
     example = scan_example(read_scan_pictures(box, 48), 1, SIX, MIRRORED, face_view=True)      # front 1 on white: the third
     with torch.no_grad():
-        told = pipeline.condition(example.shown[None], torch.Generator().manual_seed(0), 0)
+        condition = pipeline.condition(example.shown[None], torch.Generator().manual_seed(0), 0)
         target = pipeline.vae.encode(example.images.flatten(0, 1) * 2 - 1).latent_dist.mode().unflatten(0, (2, 7)) * pipeline.vae.config.scaling_factor
-    assert torch.allclose(data.latents[2].float(), target, atol=2e-3) and torch.allclose(data.photos[2].float(), told.condition_latents[0], atol=2e-3)
-    assert torch.allclose(data.descriptors[2], told.class_labels[0], atol=0.1), "up to the noise of level 0"
+    assert torch.allclose(data.latents[2].float(), target, atol=2e-3) and torch.allclose(data.photos[2].float(), condition.condition_latents[0], atol=2e-3)
+    assert torch.allclose(data.descriptors[2], condition.class_labels[0], atol=0.1), "up to the noise of level 0"
     assert not torch.allclose(data.photos[0], data.photos[1]) and not torch.allclose(data.latents[0], data.latents[2])
 
 

@@ -15,7 +15,7 @@ from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 from drpose.reward.rewards import RewardSum
 from drpose.evaluation.benchmarks import load_benchmark
-from drpose.posttraining.validation import Change, Guard, GuardSettings, Limits, find_alarms, read_guards
+from drpose.posttraining.validation import Change, Validator, ValidationSettings, Limits, find_alarms, read_validation
 
 STEADY = {name: Change(before, 0.0, 0.01 * before) for name, before in {"psnr": 20.0, "sharpness": 0.9, "everyday_mm": 80.0, "hard_mm": 300.0, "frechet": 0.1, "reward": 0.3, "judge_reward": 0.3, "drift": 0.1}.items()}
 
@@ -54,13 +54,13 @@ def test_a_model_that_ignores_the_noise_is_an_alarm():
     assert "diversity is 0.20" in find_alarms(STEADY, 0.2, Limits())[0]
 
 
-class Told(Guard):
-    "A guard whose measurements are given, so that only its decisions are tested."
+class Given(Validator):
+    "A validator whose measurements are given, so that only its decisions are tested."
 
     def __init__(self, folder, script, **settings):
         super().__init__(
-            SimpleNamespace(start=None, unet=None), None, RunDirectory(folder, tiny_parts.config()), scheduler=None, vae=None, judge=None, prompt_embeds=None, benchmarks=dict, judge_score=None,
-            settings=GuardSettings(every=1, **settings),
+            SimpleNamespace(start=None, unet=None), None, RunDirectory(folder, tiny_parts.config()), scheduler=None, vae=None, eval_predictor=None, prompt_embeds=None, benchmarks=dict, eval_score=None,
+            settings=ValidationSettings(every=1, **settings),
         )  # fmt: skip
         self.script = script
 
@@ -72,9 +72,9 @@ class Told(Guard):
         known = self.lines_path.read_text().splitlines() if self.lines_path.exists() else []
         self.lines = [line for line in map(json.loads, known) if line["step"] <= step]
         self._write()
-        self.benchmarks, self.spread = self.make_benchmarks(), 1.0
+        self.benchmarks, self.base_diversity = self.make_benchmarks(), 1.0
 
-    def _spread(self, network, drawn):
+    def _diversity(self, network, drawn):
         return 1.0
 
     def _kl(self, drawn):
@@ -95,39 +95,39 @@ def judged(value):
 
 
 def test_two_looks_in_a_row_end_the_run_and_one_does_not(tmp_path, capsys):
-    guard = Told(tmp_path, [{}, BAD, {}, BAD, BAD])
-    guard.begin(0)
-    assert [guard(done) for done in range(1, 6)] == [False, False, False, False, True]
-    told = capsys.readouterr().out
-    assert "guard at step 2: WARNING, everyday pictures wash out" in told and "guard at step 5: the run ends here, because everyday pictures wash out" in told
+    validator = Given(tmp_path, [{}, BAD, {}, BAD, BAD])
+    validator.begin(0)
+    assert [validator(done) for done in range(1, 6)] == [False, False, False, False, True]
+    printed = capsys.readouterr().out
+    assert "validation at step 2: WARNING, everyday pictures wash out" in printed and "validation at step 5: the run ends here, because everyday pictures wash out" in printed
 
 
 def test_it_can_be_told_only_to_warn(tmp_path):
-    guard = Told(tmp_path, [BAD, BAD, BAD], stop=False)
-    guard.begin(0)
-    assert [guard(done) for done in (1, 2, 3)] == [False] * 3
+    validator = Given(tmp_path, [BAD, BAD, BAD], stop=False)
+    validator.begin(0)
+    assert [validator(done) for done in (1, 2, 3)] == [False] * 3
 
 
 def test_best_is_the_judges_favourite_without_an_alarm(tmp_path):
-    guard = Told(tmp_path, [judged(0.1), judged(0.05), judged(0.3) | BAD, judged(0.2)])
-    guard.begin(0)
+    validator = Given(tmp_path, [judged(0.1), judged(0.05), judged(0.3) | BAD, judged(0.2)])
+    validator.begin(0)
     for done in range(1, 5):
-        guard(done)
-    assert [look["best"] for look in read_guards(tmp_path)] == [True, False, False, True]
+        validator(done)
+    assert [look["best"] for look in read_validation(tmp_path)] == [True, False, False, True]
 
 
 def test_looks_after_the_checkpoint_are_taken_again(tmp_path):
-    guard = Told(tmp_path, [judged(0.1), judged(0.2), judged(0.3)])
-    guard.begin(0)
+    validator = Given(tmp_path, [judged(0.1), judged(0.2), judged(0.3)])
+    validator.begin(0)
     for done in (1, 2, 3):
-        guard(done)
-    resumed = Told(tmp_path, [judged(0.2), judged(0.3)])
+        validator(done)
+    resumed = Given(tmp_path, [judged(0.2), judged(0.3)])
     resumed.begin(1)
-    whole = [{"step": look["step"], "best": look["best"]} for look in read_guards(tmp_path)]
+    whole = [{"step": look["step"], "best": look["best"]} for look in read_validation(tmp_path)]
     assert whole == [{"step": 1, "best": True}]
     for done in (2, 3):
         resumed(done)
-    assert [(look["step"], look["best"]) for look in read_guards(tmp_path)] == [(1, True), (2, True), (3, True)]
+    assert [(look["step"], look["best"]) for look in read_validation(tmp_path)] == [(1, True), (2, True), (3, True)]
 
 
 def test_a_look_goes_where_the_networks_are(tmp_path):
@@ -139,14 +139,14 @@ def test_a_look_goes_where_the_networks_are(tmp_path):
     tuned = copy.deepcopy(base)
     with torch.no_grad():
         tuned.conv_out.bias.add_(0.05)
-    judge = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
-    score = RewardSum(judge, "transport")
-    guard = Guard(
-        HandOver(tuned, base, 0), score, RunDirectory(tmp_path, tiny_parts.config()), scheduler=pipeline.scheduler, vae=pipeline.vae, judge=judge, prompt_embeds=pipeline.prompt_table.embeds, benchmarks=lambda: held_out,
-        judge_score=score, settings=GuardSettings(every=1, num_inference_steps=3),
+    eval_predictor = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
+    score = RewardSum(eval_predictor, "transport")
+    validator = Validator(
+        HandOver(tuned, base, 0), score, RunDirectory(tmp_path, tiny_parts.config()), scheduler=pipeline.scheduler, vae=pipeline.vae, eval_predictor=eval_predictor, prompt_embeds=pipeline.prompt_table.embeds, benchmarks=lambda: held_out,
+        eval_score=score, settings=ValidationSettings(every=1, num_inference_steps=3),
     )  # fmt: skip
-    guard.begin(0)
-    guard(1)
-    (look,) = read_guards(tmp_path)
-    assert look["kl"] > 0.001 and look["drift"] > 0 and sorted(path.stem for path in (tmp_path / "guards").iterdir()) == ["everyday-000001", "hard-000001"]
-    assert look["reward"] == look["judge_reward"], "the same reader, the same gain"
+    validator.begin(0)
+    validator(1)
+    (look,) = read_validation(tmp_path)
+    assert look["kl"] > 0.001 and look["drift"] > 0 and sorted(path.stem for path in (tmp_path / "validation").iterdir()) == ["everyday-000001", "hard-000001"]
+    assert look["reward"] == look["judge_reward"], "the same predictor, the same gain"

@@ -115,8 +115,8 @@ def kill_and_resume(folder: Path, kills: int, seed: int, **settings) -> dict:
 
 
 if __name__ == "__main__":
-    told = []
+    found = []
     for what, folder, arguments in json.loads(sys.argv[1]):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        told.append(globals()[what](Path(folder), **arguments))
-    print(json.dumps(told))
+        found.append(globals()[what](Path(folder), **arguments))
+    print(json.dumps(found))

@@ -27,23 +27,23 @@ from ..multiview.latents import ImageSet, LatentSet, encode_set, render_set
 from ..multiview.scans import encode_scans, read_scan_pictures, scan_example
 from ..reward.skeleton_predictor import SkeletonPredictor
 from .metrics import pixel_errors, psnr, ssim
-from .views import GroundTruth, Judge, PerSample, evaluate_views, pose_metrics
+from .views import GroundTruth, EvaluationPredictor, PerSample, evaluate_views, pose_metrics
 from .comparison import rounded
 
 # %% auto #0
 __all__ = ['Benchmark', 'load_benchmark', 'load_scan_benchmark', 'with_estimates', 'behind', 'people_at_once', 'generate_latents',
-           'evaluate_latents', 'judge_errors']
+           'evaluate_latents', 'predictor_errors']
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #d7dc69c1
 @dataclass
 class Benchmark:
-    "Samples with their truth: `truth` (images, masks, joints, scale), their true `latents` and conditions (a `LatentSet`), and which are `tilted` (N,) bool. `photos` (N, 3, H, W): what the model is shown, where the truth has no pictures; `told` (N, 23, 3): the joints that it is told, None: none."
+    "Samples with their truth: `truth` (images, masks, joints, scale), their true `latents` and conditions (a `LatentSet`), and which are `tilted` (N,) bool. `photos` (N, 3, H, W): what the model is shown, where the truth has no pictures; `given` (N, 23, 3): the joints that condition it, None: none."
     name: str
     truth: GroundTruth
     data: LatentSet
     tilted: np.ndarray
     photos: Tensor | None = None
-    told: Tensor | None = None
+    given: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -95,7 +95,7 @@ def with_estimates(benchmark: Benchmark, estimator: PoseEstimator | None) -> Ben
     if estimator is None:
         return benchmark
     photos = benchmark.shown(len(benchmark)).to(estimator.device, estimator.dtype)
-    return replace(benchmark, told=torch.cat([estimator(part).joints.float().cpu() for part in photos.split(256)]))
+    return replace(benchmark, given=torch.cat([estimator(part).joints.float().cpu() for part in photos.split(256)]))
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #2f2fc4c7
 def behind(drawing) -> torch.nn.Module:
@@ -118,18 +118,18 @@ def generate_latents(
     num_inference_steps: int = 10,
     seed: int = 0,                 # of the noise
     batch_size: int = 0,           # people per call; 0: 16 in the tiny world, one at PSHuman's size
-    rig: ViewRig = TINY_RIG,       # the body views, for a benchmark with joints to tell
+    rig: ViewRig = TINY_RIG,       # the body views, for a benchmark with joints
 ) -> Tensor:                       # (N, D, V, 4, h, w)
-    "What a model draws from the photos of a benchmark, and from what it is told of the pose, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
+    "What a model draws from the photos of a benchmark, and from the joints that it is given, from noise addressed by (seed, sample); drawn where the network is, returned on the CPU."
     data, parts, network = benchmark.data, [], behind(unet)
     device, dtype = getattr(network, "device", "cpu"), getattr(network, "dtype", torch.float32)     # a plain function has neither
     batch_size = batch_size or people_at_once(data.latents.shape[-1])
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]
         noise = torch.stack([torch.randn(part.latents.shape[1:], generator=seeded_generator(seed, start + i, benchmark.name)) for i in range(len(part))])
-        maps = skeleton_input(network, None if benchmark.told is None else benchmark.told[start : start + batch_size], rig)
-        told = (part.photos, part.descriptors, prompt_embeds, *([] if maps is None else [maps]))
-        condition = Condition(*(value.to(device, dtype) for value in told))
+        maps = skeleton_input(network, None if benchmark.given is None else benchmark.given[start : start + batch_size], rig)
+        inputs = (part.photos, part.descriptors, prompt_embeds, *([] if maps is None else [maps]))
+        condition = Condition(*(value.to(device, dtype) for value in inputs))
         parts.append(denoise(unet, scheduler, condition, noise.to(device, dtype), num_inference_steps).float().cpu())
     return torch.cat(parts)
 
@@ -139,7 +139,7 @@ def evaluate_latents(
     latents: Tensor,                     # (N, D, V, 4, h, w)
     benchmark: Benchmark,
     vae,
-    judge: Judge,
+    eval_predictor: EvaluationPredictor,
     rig: ViewRig = TINY_RIG,
     base_latents: Tensor | None = None,  # of the base, for drift
     batch_size: int = 0,                 # people per call; 0: twice as many as `generate_latents`
@@ -153,23 +153,23 @@ def evaluate_latents(
         chosen = slice(start, start + batch_size)
         drawn, base = latents[chosen, :, :views], None if base_latents is None else base_latents[chosen, :, :views]
         images = None if benchmark.truth.images is None else decode_latents(vae, drawn).float().cpu()
-        parts.append(evaluate_views(images, drawn, benchmark.truth[chosen], judge, rig, base))
+        parts.append(evaluate_views(images, drawn, benchmark.truth[chosen], eval_predictor, rig, base))
     return PerSample.cat(parts)
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #867e873d
 @torch.no_grad()
-def judge_errors(judge: Judge, benchmark: Benchmark, rig: ViewRig = TINY_RIG) -> dict[str, float]:
-    """How well a reader reads *true* latents: pixel errors over all views and the unseen ones (also with left-right swaps forgiven), PCK, MPJPE in millimetres.
+def predictor_errors(eval_predictor: EvaluationPredictor, benchmark: Benchmark, rig: ViewRig = TINY_RIG) -> dict[str, float]:
+    """How well a skeleton predictor reads *true* latents: pixel errors over all views and the unseen ones (also with left-right swaps forgiven), PCK, MPJPE in millimetres.
 
-    Of a reader of maps also their PSNR and SSIM, as DrPose reports its own (22.48 dB, .93), and the PSNR of empty maps: most of a map is empty, so that is the floor of this scale, not 0."""
+    Of a skeleton predictor of maps also their PSNR and SSIM, as DrPose reports its own (22.48 dB, .93), and the PSNR of empty maps: most of a map is empty, so that is the floor of this scale, not 0."""
     latents = benchmark.data.latents[:, :, : rig.num_views].float()
-    found = judge.joints(latents, rig.resized(latents.shape[-1]))
+    found = eval_predictor.joints(latents, rig.resized(latents.shape[-1]))
     points = found.points2d * (rig.image_size / latents.shape[-1])
     values = pose_metrics(points, found.joints3d, benchmark.truth.joints, benchmark.truth.scale, rig)
     errors = pixel_errors(points, rig.project(benchmark.truth.joints))
     summary = {"pixels": errors.mean().item()} | {name: float(value.mean()) for name, value in values.items()}
-    if isinstance(judge, SkeletonPredictor):
-        logits = judge(latents, rig.resized(latents.shape[-1]))
-        maps = skeleton_maps(benchmark.truth.joints, rig.resized(latents.shape[-1]), judge.config.sigma)
+    if isinstance(eval_predictor, SkeletonPredictor):
+        logits = eval_predictor(latents, rig.resized(latents.shape[-1]))
+        maps = skeleton_maps(benchmark.truth.joints, rig.resized(latents.shape[-1]), eval_predictor.config.sigma)
         summary |= {"map_psnr_db": psnr(logits.sigmoid(), maps).mean().item(), "map_ssim": ssim(logits.sigmoid(), maps).mean().item(), "empty_psnr_db": psnr(torch.zeros_like(maps), maps).mean().item()}
     return {name: rounded(value) for name, value in summary.items()}

@@ -21,7 +21,8 @@ from .metrics import (axis_errors, check_pair, masks_from_normals, millimetres, 
                                        swap_forgiven_pixels)
 
 # %% auto #0
-__all__ = ['GroundTruth', 'Judge', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views', 'metrics_of_joints']
+__all__ = ['GroundTruth', 'EvaluationPredictor', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views',
+           'metrics_of_joints']
 
 # %% ../../nbs/evaluation/02_views.ipynb #7ab53c28
 @dataclass
@@ -39,7 +40,7 @@ class GroundTruth:
         return GroundTruth(*(None if part is None else part[rows] for part in (self.images, self.masks, self.joints, self.scale)))
 
 
-class Judge(Protocol):
+class EvaluationPredictor(Protocol):
     "What is needed of the network that reads poses; SkeletonPredictor offers it. Its rig is on the latent grid (image_size = w)."
 
     def joints(self, latents: Tensor, rig: ViewRig):
@@ -68,10 +69,10 @@ class PerSample:
     silhouette_iou: np.ndarray | None = None      # unseen views
     normal_deg: np.ndarray | None = None          # degrees, unseen views, over the true silhouette
     color_psnr_db: np.ndarray | None = None       # decibels, unseen views
-    judge_reward: np.ndarray | None = None        # the judge's own pose score
+    judge_reward: np.ndarray | None = None        # the evaluation predictor's own pose score
     sharpness: np.ndarray | None = None           # 1 = as detailed as the truth, unseen views, both domains
     drift: np.ndarray | None = None               # mean squared latent difference to the base's output
-    features: np.ndarray | None = None            # (B, V_unseen, F) of the judge
+    features: np.ndarray | None = None            # (B, V_unseen, F) of the eval_predictor
 
     def __len__(self) -> int:
         return len(self.mpjpe_mm)
@@ -173,7 +174,7 @@ def evaluate_views(
     images: Tensor | None,               # (B, D, V, 3, H, W) generated normals and colours in [0, 1]; None: only poses are measured
     latents: Tensor,                     # (B, D, V, 4, h, w) the latents they were decoded from
     truth: GroundTruth,                  # B samples
-    judge: Judge,                        # reads joints from latents; must not be the network that gave the reward
+    eval_predictor: EvaluationPredictor,                        # reads joints from latents; must not be the network that gave the reward
     rig: ViewRig,                        # V views, mirrored flags as generated; image_size is set here
     base_latents: Tensor | None = None,  # (B, D, V, 4, h, w) of the base model from the same noise, for drift
     seen: Sequence[int] = (0,),          # views the model was shown
@@ -182,16 +183,16 @@ def evaluate_views(
     _check_views(images, latents, truth, rig)
     views, grid = _unseen(rig, seen), latents.shape[-1]
     image_rig, latent_rig = rig if images is None else rig.resized(images.shape[-1]), rig.resized(grid)
-    latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()  # measured on the processor; the judge reads where it is
-    place = getattr(judge, "device", "cpu")
+    latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()  # measured on the processor; the evaluation predictor reads where it is
+    place = getattr(eval_predictor, "device", "cpu")
     asked = latents.to(place)
-    found = judge.joints(asked, latent_rig)
+    found = eval_predictor.joints(asked, latent_rig)
     points2d, joints3d = ((found[k] if isinstance(found, Mapping) else getattr(found, k)).cpu() for k in ("points2d", "joints3d"))
-    features = _numbers(judge.features(asked, latent_rig)).reshape(len(truth), rig.num_views, -1)[:, views]
+    features = _numbers(eval_predictor.features(asked, latent_rig)).reshape(len(truth), rig.num_views, -1)[:, views]
     return PerSample(
         **pose_metrics(points2d * (image_rig.image_size / grid), joints3d, truth.joints, truth.scale, image_rig, seen),
         **({} if images is None else picture_metrics(images, truth, views)),
-        judge_reward=_numbers(judge.reward(asked, truth.joints.to(place), latent_rig)),
+        judge_reward=_numbers(eval_predictor.reward(asked, truth.joints.to(place), latent_rig)),
         drift=None if base_latents is None else _numbers(drift(latents, base_latents)),
         features=features,
     )

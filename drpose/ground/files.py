@@ -64,16 +64,16 @@ def reading(path: str | Path, needed: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged file can fail in any way at all, MemoryError and RecursionError among them
-        if getattr(error, "told", False) or (isinstance(error, (ValueError, FileNotFoundError)) and str(error).startswith(str(path))):
+        if getattr(error, "explained", False) or (isinstance(error, (ValueError, FileNotFoundError)) and str(error).startswith(str(path))):
             raise
         if isinstance(error, FileNotFoundError) and not Path(path).exists():
-            told: Exception = FileNotFoundError(f"{path}: no such file, needed {needed}")
+            refusal: Exception = FileNotFoundError(f"{path}: no such file, needed {needed}")
         elif Path(path).is_dir():
-            told = ValueError(f"{path}: is a folder, needed {needed}")
+            refusal = ValueError(f"{path}: is a folder, needed {needed}")
         else:
-            told = ValueError(f"{path}: cannot be read as {needed} ({_briefly(error)})")
-        told.told = True
-        raise told from None
+            refusal = ValueError(f"{path}: cannot be read as {needed} ({_briefly(error)})")
+        refusal.explained = True
+        raise refusal from None
 
 # %% ../../nbs/ground/02_files.ipynb #1051e8f6
 MOST_TEXT = 2**26  # bytes of a JSON or other text file
@@ -101,7 +101,7 @@ def read_json(path: str | Path, needed: str = "a JSON file", kind: type | None =
         try:
             value = json.loads(read_text(path, needed, most))
         except (ValueError, RecursionError) as error:
-            if getattr(error, "told", False):
+            if getattr(error, "explained", False):
                 raise
             raise ValueError(f"{path}: not valid JSON ({_briefly(error)}), needed {needed}") from None
     if kind is not None and not isinstance(value, kind):

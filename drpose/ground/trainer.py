@@ -36,9 +36,9 @@ from .provenance import alone, same_inputs
 from .model_files import means_hub
 
 # %% auto #0
-__all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'TRACKERS', 'WHOLE', 'require', 'nearest_name', 'config_from',
+__all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'TRACKERS', 'WHOLE_BATCH', 'require', 'nearest_name', 'config_from',
            'notebook_parameters', 'split_settings', 'environment', 'RunDirectory', 'LoopConfig', 'learning_rate_at',
-           'Share', 'training_device', 'device_is_there', 'new_accelerator', 'LoopResult', 'Watch', 'optimise']
+           'BatchPart', 'training_device', 'device_is_there', 'new_accelerator', 'LoopResult', 'Callback', 'optimise']
 
 # %% ../../nbs/ground/05_trainer.ipynb #4b01c65a
 def require(condition: bool, field: str, found: Any, needed: str) -> None:
@@ -184,7 +184,7 @@ class _RunFiles:
 class RunDirectory(_RunFiles):
     "The folder of one run: settings, environment, metrics and the newest checkpoint."
 
-    FREE = ("minutes", "log_every", "checkpoint_every", "tracker")  # may differ between the sittings of one run: they do not change what is learned
+    FREE = ("minutes", "log_every", "checkpoint_every", "tracker")  # may differ between the starts of one run: they do not change what is learned
     LENGTH = ("steps", "decay_steps")  # may differ as long as the steps taken so far would have been the same
 
     def __init__(self, path: str | Path, config: Any, inputs: Mapping[str, Any] | None = None):
@@ -280,7 +280,7 @@ def learning_rate_at(step: int, config: LoopConfig) -> float:
 
 # %% ../../nbs/ground/05_trainer.ipynb #050c4df1
 @dataclass(frozen=True)
-class Share:
+class BatchPart:
     "Which part of a batch one call of a loss makes: part `micro` of `accumulate` in process `rank` of `ranks`."
 
     micro: int = 0
@@ -304,7 +304,7 @@ class Share:
         return (self.index,) if self.index else ()
 
 
-WHOLE = Share()
+WHOLE_BATCH = BatchPart()
 
 
 def training_device() -> torch.device:
@@ -333,7 +333,7 @@ def new_accelerator(config: LoopConfig, folder: Path) -> Accelerator:
 # %% ../../nbs/ground/05_trainer.ipynb #599dc60d
 @dataclass
 class LoopResult:
-    "What `optimise` leaves: steps taken in all, steps skipped for a non-finite loss or gradient, whether the planned number of steps was reached, seconds spent over all sittings."
+    "What `optimise` leaves: steps taken in all, steps skipped for a non-finite loss or gradient, whether the planned number of steps was reached, seconds spent over all starts."
 
     steps: int
     skipped: int
@@ -354,7 +354,7 @@ class _Progress:
 
 # %% ../../nbs/ground/05_trainer.ipynb #26230bcd
 class _Clock:
-    "Tells when this sitting's time is up, and how long all sittings took together."
+    "Tells when this start's time is up, and how long all starts took together."
 
     def __init__(self, minutes: float, spent_before: float):
         self.began, self.minutes, self.spent_before = time.monotonic(), minutes, spent_before
@@ -367,8 +367,8 @@ class _Clock:
 
 
 @dataclass
-class _Sitting:
-    "What one sitting works with in this process, and how far the run has come."
+class _Training:
+    "What one training works with in this process, and how far the run has come."
 
     run: RunDirectory
     config: LoopConfig
@@ -381,22 +381,22 @@ class _Sitting:
     carried: list[Tensor]  # the loss's own buffers
     done: int = 0  # steps taken
     skipped: int = 0  # of them without an update
-    spent: float = 0.0  # seconds of the sittings before
-    ended: bool = False  # by the watch
+    spent: float = 0.0  # seconds of the starts before
+    ended: bool = False  # by the callback
 
 # %% ../../nbs/ground/05_trainer.ipynb #5a0df705
-def _save(sitting: _Sitting, seconds: float) -> None:
+def _save(training: _Training, seconds: float) -> None:
     "Keep everything needed to go on. Every process calls it, as the buffers of all are gathered; the first writes."
-    everybodys = [sitting.accelerator.gather(tensor[None]) for tensor in sitting.carried]  # (processes, ...) each
-    if sitting.accelerator.is_main_process:
-        average = None if sitting.ema is None else {"shadow": list(sitting.ema.shadow_params), "steps": sitting.ema.optimization_step}
-        state = {"parameters": [p.detach() for p in sitting.parameters], "processes": sitting.accelerator.num_processes, "carried": everybodys, "optimizer": sitting.optimizer.state_dict(), "ema": average}
-        sitting.run.save(sitting.done, state | {"skipped": sitting.skipped, "seconds": seconds, "ended": sitting.ended})
+    everybodys = [training.accelerator.gather(tensor[None]) for tensor in training.carried]  # (processes, ...) each
+    if training.accelerator.is_main_process:
+        average = None if training.ema is None else {"shadow": list(training.ema.shadow_params), "steps": training.ema.optimization_step}
+        state = {"parameters": [p.detach() for p in training.parameters], "processes": training.accelerator.num_processes, "carried": everybodys, "optimizer": training.optimizer.state_dict(), "ema": average}
+        training.run.save(training.done, state | {"skipped": training.skipped, "seconds": seconds, "ended": training.ended})
 
 
-def _check_state(sitting: _Sitting, state: dict[str, Any]) -> None:
+def _check_state(training: _Training, state: dict[str, Any]) -> None:
     "ValueError, naming the file, unless every tensor of a checkpoint has the place and shape that this model gives it: an optimiser takes moments of any shape and writes beyond them."
-    path, parameters = sitting.run.checkpoint_path, sitting.parameters
+    path, parameters = training.run.checkpoint_path, training.parameters
     wanted = [tuple(p.shape) for p in parameters]
 
     def shapes(tensors: Any) -> list | None:
@@ -405,38 +405,38 @@ def _check_state(sitting: _Sitting, state: dict[str, Any]) -> None:
     if shapes(state.get("parameters")) != wanted:
         found = shapes(state.get("parameters"))
         raise ValueError(f"{path}: the checkpoint holds {'no' if found is None else len(found)} tensors that do not match this model's {len(parameters)} trainable parameters; choose another folder or delete it")
-    if state.get("processes") != sitting.accelerator.num_processes:
-        raise ValueError(f"{path}: was written by {state.get('processes')} processes, which share the draws of a batch among them, and this run has {sitting.accelerator.num_processes}; go on with as many, or choose another folder")
+    if state.get("processes") != training.accelerator.num_processes:
+        raise ValueError(f"{path}: was written by {state.get('processes')} processes, which share the draws of a batch among them, and this run has {training.accelerator.num_processes}; go on with as many, or choose another folder")
     try:
         optimizer, average = state["optimizer"], state["ema"]
         moments = [[tuple(one[name].shape) for one in (optimizer["state"][i] for i in range(len(parameters)) if i in optimizer["state"])] for name in ("exp_avg", "exp_avg_sq")]
         kept = [wanted[i] for i in range(len(parameters)) if i in optimizer["state"]]
         groups = [group["params"] for group in optimizer["param_groups"]] == [list(range(len(parameters)))] and set(optimizer["state"]) <= set(range(len(parameters)))
         counts = all(isinstance(state[name], int) and state[name] >= 0 for name in ("step", "skipped")) and isinstance(state["seconds"], float | int)
-        whole = groups and counts and moments == [kept, kept] and (average is None) == (sitting.ema is None)
+        whole = groups and counts and moments == [kept, kept] and (average is None) == (training.ema is None)
         whole = whole and (average is None or (shapes(average["shadow"]) == wanted and isinstance(average["steps"], int)))
-        whole = whole and shapes(state["carried"]) == [(sitting.accelerator.num_processes, *tensor.shape) for tensor in sitting.carried]
+        whole = whole and shapes(state["carried"]) == [(training.accelerator.num_processes, *tensor.shape) for tensor in training.carried]
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"{path}: is a damaged checkpoint, some of its tensors do not have the shape of this model's; delete it to begin again")
 
 
-def _restore(sitting: _Sitting, state: dict[str, Any]) -> None:
+def _restore(training: _Training, state: dict[str, Any]) -> None:
     "Go on where the checkpoint was written. ValueError if it was written for another model."
-    parameters, rank = sitting.parameters, sitting.accelerator.process_index
-    _check_state(sitting, state)
+    parameters, rank = training.parameters, training.accelerator.process_index
+    _check_state(training, state)
     with torch.no_grad():
-        for tensor, saved in zip([*parameters, *sitting.carried], [*state["parameters"], *(each[rank] for each in state["carried"])], strict=True):
+        for tensor, saved in zip([*parameters, *training.carried], [*state["parameters"], *(each[rank] for each in state["carried"])], strict=True):
             tensor.copy_(saved)
-    sitting.optimizer.load_state_dict(state["optimizer"])
-    if sitting.ema is not None:
-        sitting.ema.shadow_params = [p.clone().to(own.device) for p, own in zip(state["ema"]["shadow"], parameters, strict=True)]
-        sitting.ema.optimization_step = state["ema"]["steps"]
-    sitting.done, sitting.skipped, sitting.spent, sitting.ended = state["step"], state["skipped"], state["seconds"], state.get("ended", False)
+    training.optimizer.load_state_dict(state["optimizer"])
+    if training.ema is not None:
+        training.ema.shadow_params = [p.clone().to(own.device) for p, own in zip(state["ema"]["shadow"], parameters, strict=True)]
+        training.ema.optimization_step = state["ema"]["steps"]
+    training.done, training.skipped, training.spent, training.ended = state["step"], state["skipped"], state["seconds"], state.get("ended", False)
 
 # %% ../../nbs/ground/05_trainer.ipynb #16b01b79
-def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator) -> _Sitting:
+def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator) -> _Training:
     "Wrap the loss, make its optimiser and average, and take up the newest checkpoint if there is one."
     parameters = [p for p in loss_module.parameters() if p.requires_grad]
     sources = loss_module.sources() if hasattr(loss_module, "sources") else {}
@@ -446,24 +446,24 @@ def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: 
         loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     carried = list(accelerator.unwrap_model(loss_module).buffers(recurse=False))  # after prepare, which may have moved them
     ema = EMAModel(parameters, decay=config.ema_decay) if config.ema_decay else None
-    sitting = _Sitting(run, config, name, accelerator, loss_module, parameters, optimizer, ema, carried)
+    training = _Training(run, config, name, accelerator, loss_module, parameters, optimizer, ema, carried)
     with accelerator.main_process_first():  # the first process compares the inputs and cuts the metrics back
         if accelerator.is_main_process:
             run.check(sources)
         state = run.resume() if accelerator.is_main_process else run.state()
     if state is not None:
-        _restore(sitting, state)
-    return sitting
+        _restore(training, state)
+    return training
 
 # %% ../../nbs/ground/05_trainer.ipynb #8118abdc
 def _gradients(loss_module: nn.Module, step: int, accelerator: Accelerator, accumulate: int) -> tuple[Tensor, dict[str, Tensor | float]]:
     "Fill the gradients of step `step`; returns the loss and what to log, as means over the parts of this process."
     losses, logs = [], []
     for micro in range(accumulate):
-        share = Share(micro, accumulate, accelerator.process_index, accelerator.num_processes)
+        part = BatchPart(micro, accumulate, accelerator.process_index, accelerator.num_processes)
         waiting = accelerator.no_sync(loss_module) if micro < accumulate - 1 else nullcontext()
         with waiting:
-            loss, values = loss_module(step) if share.count == 1 else loss_module(step, share)
+            loss, values = loss_module(step) if part.count == 1 else loss_module(step, part)
             accelerator.backward(loss / accumulate)
         losses.append(loss.detach())
         logs.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()})
@@ -479,40 +479,40 @@ def _everywhere(value: Tensor | float, accelerator: Accelerator) -> float:
 
 def _decided(accelerator: Accelerator, answer: Callable[[], bool]) -> bool:
     "The first process's answer, in every process; the others do not ask."
-    told = [bool(answer()) if accelerator.is_main_process else False]
-    return broadcast_object_list(told)[0] if accelerator.num_processes > 1 else told[0]
+    answers = [bool(answer()) if accelerator.is_main_process else False]
+    return broadcast_object_list(answers)[0] if accelerator.num_processes > 1 else answers[0]
 
 # %% ../../nbs/ground/05_trainer.ipynb #49261c95
-def _update(sitting: _Sitting) -> dict[str, Tensor | float]:
+def _update(training: _Training) -> dict[str, Tensor | float]:
     "Take one step, without an update of the weights if its loss or gradient is not finite; returns what may be logged."
-    config, accelerator = sitting.config, sitting.accelerator
-    for group in sitting.optimizer.param_groups:
-        group["lr"] = learning_rate_at(sitting.done, config)
-    loss, logs = _gradients(sitting.loss_module, sitting.done, accelerator, config.accumulate)
-    norm = accelerator.clip_grad_norm_(sitting.parameters, config.max_grad_norm)
+    config, accelerator = training.config, training.accelerator
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate_at(training.done, config)
+    loss, logs = _gradients(training.loss_module, training.done, accelerator, config.accumulate)
+    norm = accelerator.clip_grad_norm_(training.parameters, config.max_grad_norm)
     mean_loss = _everywhere(loss, accelerator)
-    sitting.done += 1
+    training.done += 1
     if math.isfinite(mean_loss) and bool(torch.isfinite(norm)):  # both are the same in every process
-        sitting.optimizer.step()
-        if sitting.ema is not None:
-            sitting.ema.step(sitting.parameters)
+        training.optimizer.step()
+        if training.ema is not None:
+            training.ema.step(training.parameters)
     else:
-        sitting.skipped += 1
-        accelerator.print(f"{sitting.name} step {sitting.done}: loss {mean_loss} or gradient norm {norm.item()} is not finite, step skipped ({sitting.skipped} so far)", flush=True)
-    sitting.optimizer.zero_grad(set_to_none=True)
+        training.skipped += 1
+        accelerator.print(f"{training.name} step {training.done}: loss {mean_loss} or gradient norm {norm.item()} is not finite, step skipped ({training.skipped} so far)", flush=True)
+    training.optimizer.zero_grad(set_to_none=True)
     return {"loss": loss, **logs, "grad_norm": norm}
 
 
-def _log(sitting: _Sitting, seen: dict[str, Tensor | float], progress: _Progress) -> None:
-    "Tell the last step's numbers, averaged over all processes, to the metrics file, the reader and the tracker."
-    values = {key: round(_everywhere(value, sitting.accelerator), 6) for key, value in seen.items()}
-    if sitting.accelerator.is_main_process:
-        sitting.run.log(sitting.done, values)
-        progress.line(sitting.done, values)
-    sitting.accelerator.log(values, step=sitting.done)
+def _log(training: _Training, seen: dict[str, Tensor | float], progress: _Progress) -> None:
+    "Tell the last step's numbers, averaged over all processes, to the metrics file, the terminal and the tracker."
+    values = {key: round(_everywhere(value, training.accelerator), 6) for key, value in seen.items()}
+    if training.accelerator.is_main_process:
+        training.run.log(training.done, values)
+        progress.line(training.done, values)
+    training.accelerator.log(values, step=training.done)
 
 # %% ../../nbs/ground/05_trainer.ipynb #30ca782d
-class Watch(Protocol):
+class Callback(Protocol):
     "Looks at the model every `every` steps, and may end the run."
 
     every: int
@@ -537,46 +537,46 @@ def _averaged(ema: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[
         ema.restore(parameters)
 
 # %% ../../nbs/ground/05_trainer.ipynb #88a9fe0d
-def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str = "train", accelerator: Accelerator | None = None, on_step: Callable[[int], None] | None = None, watch: Watch | None = None) -> LoopResult:
+def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str = "train", accelerator: Accelerator | None = None, on_step: Callable[[int], None] | None = None, callback: Callback | None = None) -> LoopResult:
     """Train the parameters of `loss_module` that require gradients; resumes from the run's checkpoint and ends with the EMA weights in place.
 
     `loss_module(step)` returns `(loss, {name: tensor or float to log})`; it must draw its randomness from generators addressed by the step. Where a batch is made in parts it is
-    called as `loss_module(step, share)`, see `Share`. What else it carries from step to step must be in buffers of its own (not of its parts): they are kept in the checkpoint.
-    `on_step(done)` is called after each step in every process; `watch` may end the run early, as finished. If the module has a method `sources()`, it names by words what training
+    called as `loss_module(step, part)`, see `Share`. What else it carries from step to step must be in buffers of its own (not of its parts): they are kept in the checkpoint.
+    `on_step(done)` is called after each step in every process; `callback` may end the run early, as finished. If the module has a method `sources()`, it names by words what training
     depends on (networks, data); a run that was begun with others is refused, and so is a second process in its folder (ValueError)."""
     accelerator = accelerator or new_accelerator(config, run.path)
     with alone(run.path, "trains") if accelerator.is_main_process else nullcontext():
-        return _optimise(run, loss_module, config, name, accelerator, on_step, watch)
+        return _optimise(run, loss_module, config, name, accelerator, on_step, callback)
 
 
-def _optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator, on_step: Callable[[int], None] | None, watch: Watch | None) -> LoopResult:
+def _optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator, on_step: Callable[[int], None] | None, callback: Callback | None) -> LoopResult:
     "`optimise`, alone in the folder."
-    sitting = _begin(run, loss_module, config, name, accelerator)
-    accelerator, first = sitting.accelerator, sitting.done
-    if accelerator.is_main_process and watch is not None:
-        watch.begin(first)
+    training = _begin(run, loss_module, config, name, accelerator)
+    accelerator, first = training.accelerator, training.done
+    if accelerator.is_main_process and callback is not None:
+        callback.begin(first)
     if config.tracker != "none":
         accelerator.init_trackers(name, init_kwargs={"tensorboard": {"purge_step": first}} if config.tracker == "tensorboard" else {})
-    progress, clock = _Progress(first, config.steps, name, accelerator.is_main_process), _Clock(config.minutes, sitting.spent)
-    for _ in range(first, config.steps if not sitting.ended else first):
-        seen = _update(sitting)
+    progress, clock = _Progress(first, config.steps, name, accelerator.is_main_process), _Clock(config.minutes, training.spent)
+    for _ in range(first, config.steps if not training.ended else first):
+        seen = _update(training)
         progress.bar.update()
         if on_step is not None:
-            on_step(sitting.done)
-        if watch is not None and sitting.done % watch.every == 0:
-            with _averaged(sitting.ema, sitting.parameters):
-                sitting.ended = _decided(accelerator, lambda: watch(sitting.done))
-        last = sitting.done == config.steps or sitting.ended or (config.minutes > 0 and _decided(accelerator, clock.over))
-        if sitting.done % config.log_every == 0 or last:
-            _log(sitting, seen, progress)
-        if sitting.done % config.checkpoint_every == 0 or last:
-            _save(sitting, clock.spent())
+            on_step(training.done)
+        if callback is not None and training.done % callback.every == 0:
+            with _averaged(training.ema, training.parameters):
+                training.ended = _decided(accelerator, lambda: callback(training.done))
+        last = training.done == config.steps or training.ended or (config.minutes > 0 and _decided(accelerator, clock.over))
+        if training.done % config.log_every == 0 or last:
+            _log(training, seen, progress)
+        if training.done % config.checkpoint_every == 0 or last:
+            _save(training, clock.spent())
         if last:
             break
     progress.bar.close()
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.wait_for_everyone()
-    if sitting.ema is not None:
-        sitting.ema.copy_to(sitting.parameters)
-    return LoopResult(sitting.done, sitting.skipped, sitting.done == config.steps or sitting.ended, round(clock.spent(), 1))
+    if training.ema is not None:
+        training.ema.copy_to(training.parameters)
+    return LoopResult(training.done, training.skipped, training.done == config.steps or training.ended, round(clock.spent(), 1))

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
-from ..ground.trainer import WHOLE, LoopConfig, LoopResult, RunDirectory, Share, optimise, require
+from ..ground.trainer import WHOLE_BATCH, LoopConfig, LoopResult, RunDirectory, BatchPart, optimise, require
 from ..people.bodies import SKELETON_JOINTS
 from ..pictures.cameras import TINY_RIG, ViewRig
 from .unet import MultiViewUNet, some_views
@@ -36,7 +36,7 @@ class AutoencoderConfig(LoopConfig):
     block_out_channels: tuple[int, ...] = (12, 24, 48)  # two halvings: factor 4
     layers_per_block: int = 1
     kl_weight: float = 1e-5
-    crop: int = 0  # train on square cut-outs of so many pixels around the figure, 0 = whole images
+    crop: int = 0  # train on square cut-outs of so many pixels around the person, 0 = whole images
     train_encoder: bool = True  # False: only the decoder learns, so that models trained on the latents stay valid
 
 
@@ -51,9 +51,9 @@ def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 # %% ../../nbs/multiview/07_base_training.ipynb #d5f9c777
 def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    "A square of `size` pixels around a random figure pixel of each image, (N, 3, H, W) -> (N, 3, size, size)."
-    figure = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-6  # never all zero, or nothing could be drawn
-    middle = torch.multinomial(figure, 1, generator=generator).squeeze(1)
+    "A square of `size` pixels around a random pixel of the person of each image, (N, 3, H, W) -> (N, 3, size, size)."
+    foreground = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-6  # never all zero, or nothing could be drawn
+    middle = torch.multinomial(foreground, 1, generator=generator).squeeze(1)
     height, width = images.shape[-2:]
     top = (middle // width - size // 2).clamp(0, height - size).tolist()
     left = (middle % width - size // 2).clamp(0, width - size).tolist()
@@ -73,9 +73,9 @@ class AutoencoderLoss(nn.Module):
         "What training depends on beside its settings."
         return {"autoencoder": self.vae, "pictures": self.images}
 
-    def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
-        generator, device = seeded_generator(self.config.seed, step, "autoencoder", *share.address), self.vae.device
+        generator, device = seeded_generator(self.config.seed, step, "autoencoder", *part.address), self.vae.device
         images = self.images[torch.randint(len(self.images), (self.config.batch_size,), generator=generator)]
         background = images[..., :1, :1].float().to(device) / 255
         if self.config.crop:
@@ -85,8 +85,8 @@ class AutoencoderLoss(nn.Module):
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         latents = posterior.mean + posterior.std * noise if self.config.train_encoder else posterior.mean.detach()
         error = self.vae.decode(latents).sample / 2 + 0.5 - images
-        figure = ((images - background).abs().amax(1, keepdim=True) > 0.05).float()
-        weight = 1 + 2 * F.max_pool2d(figure, 3, 1, 1)
+        foreground = ((images - background).abs().amax(1, keepdim=True) > 0.05).float()
+        weight = 1 + 2 * F.max_pool2d(foreground, 3, 1, 1)
         reconstruction = (weight * (error.square() + 0.1 * error.abs())).mean()
         kl = posterior.kl().mean() / latents[0].numel()
         return reconstruction + self.config.kl_weight * kl, {"psnr": -10 * error.square().mean().log10(), "kl": kl}
@@ -126,8 +126,8 @@ class BaseConfig(LoopConfig):
     separate_timesteps: bool = False  # one timestep per domain instead of one per object
     two_views: bool = False  # show two of four views per step, front or back and right or left: half the time per object
     noisy_share: float = 0.0  # of the objects, whose timestep comes from the noisier half alone, where a picture's layout is decided
-    skeleton_dropout: float = 0.5  # share of objects whose pose is not told, where the network can be told one
-    skeleton_jitter: float = 0.02  # largest standard deviation of the error of joints that are told, frame units
+    skeleton_dropout: float = 0.5  # share of objects whose pose is withheld, where the network takes one
+    skeleton_jitter: float = 0.02  # largest standard deviation of the error of joints that are given, frame units
     condition_dropout: float = 0.0  # shares of objects whose descriptor, whose latent, and whose both are replaced by zeros, for guidance; PSHuman: 0.05 each
 
     def __post_init__(self) -> None:
@@ -145,23 +145,23 @@ class BaseLoss(nn.Module):
     def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig, rig: ViewRig = TINY_RIG):
         super().__init__()
         self.unet, self.scheduler, self.data, self.prompt_embeds, self.config, self.rig = unet, scheduler, data, prompt_embeds, config, rig
-        self.tells = unet.config.skeleton_channels > 0  # whether the network can be told a pose
-        require(not self.tells or data.joints.shape[1] == unet.config.skeleton_channels, "data", tuple(data.joints.shape), f"objects with {unet.config.skeleton_channels} known joints, which the network is told")
+        self.takes_pose = unet.config.skeleton_channels > 0  # whether the network is conditioned on a pose
+        require(not self.takes_pose or data.joints.shape[1] == unet.config.skeleton_channels, "data", tuple(data.joints.shape), f"objects with {unet.config.skeleton_channels} known joints, which the network is told")
         self.velocity = scheduler.config.prediction_type == "v_prediction"
         if config.two_views:
             require(data.latents.shape[2] == 4 and not unet.config.face_view, "two_views", True, "False unless the model has four views around the body and no face view")
 
-    def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, told: Tensor, shown: Tensor, views: Sequence[int] | None = None, joints: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, described: Tensor, shown: Tensor, views: Sequence[int] | None = None, joints: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean squared error (B, D) of the prediction for B objects, and their signal-to-noise ratio (B, D).
 
-        `timestep` (D, B); `noise` as the latents; `told` and `shown` (B,) are 1 where the descriptor and the photo's latent are given, 0 where they are withheld; `views`: the numbers of those that are drawn, None for all; `joints` (B, J, 3): what is told of the pose, see `skeleton_input`."""
+        `timestep` (D, B); `noise` as the latents; `described` and `shown` (B,) are 1 where the descriptor and the photo's latent are given, 0 where they are withheld; `views`: the numbers of those that are drawn, None for all; `joints` (B, J, 3): what is told of the pose, see `skeleton_input`."""
         device = self.unet.device
         drawn = list(range(self.data.latents.shape[2])) if views is None else list(views)
         clean, noise = self.data.latents[chosen][:, :, drawn].float().to(device), noise[:, :, drawn].to(device)
         alpha = self.scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None].to(device)  # (B, D, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if self.velocity else noise
-        photo, descriptor = (part[chosen].float() * given.view(-1, *[1] * (part.dim() - 1)) for part, given in ((self.data.photos, shown), (self.data.descriptors, told)))
+        photo, descriptor = (part[chosen].float() * given.view(-1, *[1] * (part.dim() - 1)) for part, given in ((self.data.photos, shown), (self.data.descriptors, described)))
         maps = skeleton_input(self.unet, None if joints is None else joints.to(device), self.rig)
         condition = Condition(photo.to(device), descriptor.to(device), self.prompt_embeds[:, drawn].to(device, torch.float32), None if maps is None else maps[:, drawn])
         with some_views(self.unet, len(drawn)):
@@ -169,9 +169,9 @@ class BaseLoss(nn.Module):
         snr = (alpha / (1 - alpha)).flatten(1)
         return (predicted - target).square().mean((2, 3, 4, 5)), snr
 
-    def told_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
-        "What is told of the poses of objects: joints (B, J, 3), some a little off, as an estimate is, some not known at all (NaN). None for a network that cannot be told."
-        if not self.tells:
+    def given_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
+        "What is given of the poses of objects: joints (B, J, 3), some a little off, as an estimate is, some not known at all (NaN). None for a network that takes none."
+        if not self.takes_pose:
             return None
         count, joints = len(chosen), self.data.joints[chosen].float()
         amount = self.config.skeleton_jitter * torch.rand(count, 1, 1, generator=generator)
@@ -182,22 +182,22 @@ class BaseLoss(nn.Module):
         "What training depends on beside its settings."
         return {"network": self.unet, "objects": self.data, "prompts": self.prompt_embeds}
 
-    def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
-        config, generator = self.config, seeded_generator(self.config.seed, step, "base", *share.address)
+        config, generator = self.config, seeded_generator(self.config.seed, step, "base", *part.address)
         chosen = torch.randint(len(self.data), (config.batch_size,), generator=generator)
         batch, domains = config.batch_size, self.data.latents.shape[1]
         noise = torch.randn((batch, *self.data.latents.shape[1:]), generator=generator)  # on the processor: the same for every device
         timestep = torch.randint(1000, (domains if config.separate_timesteps else 1, batch), generator=generator)
         lot, share = torch.rand(batch, generator=generator), config.condition_dropout
-        told = (lot >= 2 * share).float()  # the first third of the unlucky lose the descriptor alone, the second both …
+        described = (lot >= 2 * share).float()  # the first third of the unlucky lose the descriptor alone, the second both …
         shown = ((lot < share) | (lot >= 3 * share)).float()  # … the last the latent alone (PSHuman's rule)
         if config.noisy_share:
             noisier = torch.rand(batch, generator=generator) < config.noisy_share
             timestep = torch.where(noisier, 500 + timestep // 2, timestep)
         # Front and back show one outline, right and left the other: one of each holds what all four do.
         views = [2 * int(torch.randint(2, (), generator=generator)), 1 + 2 * int(torch.randint(2, (), generator=generator))] if config.two_views else None
-        error, snr = self.error(chosen, timestep.expand(domains, batch), noise, told, shown, views, self.told_joints(chosen, generator))
+        error, snr = self.error(chosen, timestep.expand(domains, batch), noise, described, shown, views, self.given_joints(chosen, generator))
         weight = snr.clamp(max=config.snr_gamma) / (snr + self.velocity) if config.snr_gamma else torch.ones_like(snr)
         return weight.expand_as(error).mul(error).mean(), {"mse": error.mean()}
 
@@ -209,14 +209,14 @@ def train_base(config: BaseConfig, unet: MultiViewUNet, scheduler, data: LatentS
 
 
 @torch.no_grad()
-def base_error(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, timesteps: Sequence[int] = (100, 300, 500, 700, 900), seed: int = 0, told: bool = False, rig: ViewRig = TINY_RIG) -> dict[int, float]:
-    "Mean squared error of the prediction on all of `data` at each timestep, the same noise every time: what to watch on people that training never sees. `told`: with their true joints."
+def base_error(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, timesteps: Sequence[int] = (100, 300, 500, 700, 900), seed: int = 0, pose_given: bool = False, rig: ViewRig = TINY_RIG) -> dict[int, float]:
+    "Mean squared error of the prediction on all of `data` at each timestep, the same noise every time: what to watch on people that training never sees. `pose_given`: with their true joints."
     loss, errors = BaseLoss(unet, scheduler, data, prompt_embeds, BaseConfig(), rig), {level: [] for level in timesteps}
     for index in range(len(data)):
         noise = torch.randn((1, *data.latents.shape[1:]), generator=seeded_generator(seed, index, "base error"))
         for level in timesteps:
             timestep = torch.full((data.latents.shape[1], 1), level)
-            joints = data.joints[index : index + 1].float() if told else None
+            joints = data.joints[index : index + 1].float() if pose_given else None
             errors[level].append(loss.error(torch.tensor([index]), timestep, noise, torch.ones(1), torch.ones(1), joints=joints)[0].mean().item())
     return {level: sum(found) / len(found) for level, found in errors.items()}
 
@@ -241,9 +241,9 @@ class EstimatorLoss(nn.Module):
         "What training depends on beside its settings."
         return {"pose estimator": self.estimator, "photos": self.photos, "joints": self.joints}
 
-    def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step`, and the mean absolute error, frame units: across and up in the picture, and in depth."
-        generator, device = seeded_generator(self.config.seed, step, "estimator", *share.address), self.estimator.device
+        generator, device = seeded_generator(self.config.seed, step, "estimator", *part.address), self.estimator.device
         chosen = torch.randint(len(self.photos), (self.config.batch_size,), generator=generator)
         photos, joints = vary(self.photos[chosen].float() / 255, self.joints[chosen].float(), generator)
         found, joints = self.estimator(photos.to(device)), joints.to(device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DESCRIBERS', 'OPTIONAL_PARTS', 'PARTS', 'LIBRARIES', 'SETTINGS', 'pixels_per_cell', 'chunk_size', 'check_pictures',
            'place_of', 'encode_images', 'decode_latents', 'tiny_prompt_embeds', 'photo_descriptor', 'to_rows',
-           'from_rows', 'spread', 'Condition', 'unet_inputs', 'predict', 'skeleton_input', 'default_scheduler',
+           'from_rows', 'expand_to', 'Condition', 'unet_inputs', 'predict', 'skeleton_input', 'default_scheduler',
            'draw_noise', 'denoise', 'pictures_tensor', 'photo_tensor', 'on_white', 'framed_pictures', 'PromptTable',
            'MultiViewImages', 'unmirror', 'finish_views', 'pil_images', 'check_parts', 'photo_condition',
            'clip_condition', 'with_bodies', 'read_index', 'check_call', 'check_bodies', 'check_joints',
@@ -128,7 +128,7 @@ def from_rows(rows: Tensor, num_views: int) -> Tensor:
     return rows.unflatten(0, (NUM_DOMAINS, -1, num_views)).transpose(0, 1)
 
 
-def spread(part: Tensor, trailing: int, shape: tuple[int, int, int]) -> Tensor:
+def expand_to(part: Tensor, trailing: int, shape: tuple[int, int, int]) -> Tensor:
     "(B, ...), (B, V, ...) or (B, D, V, ...) with that many trailing dimensions -> (B, D, V, ...)."
     while part.dim() < trailing + 3:
         part = part.unsqueeze(1)
@@ -137,11 +137,11 @@ def spread(part: Tensor, trailing: int, shape: tuple[int, int, int]) -> Tensor:
 
 @dataclass
 class Condition:
-    "What the UNet is told about B photos. Where views (or domains) see different crops, latents and labels are (B, V, ...) or (B, D, V, ...)."
+    "The conditioning of the UNet for B photos. Where views (or domains) see different crops, latents and labels are (B, V, ...) or (B, D, V, ...)."
     condition_latents: Tensor   # (B, 4, h, w) latent of the photo; 8 channels with the latent of body renders behind it
     class_labels: Tensor        # (B, P) descriptor of the photo
     prompt_embeds: Tensor       # (D, V, L, C) what tells views and domains apart; shared by all photos
-    skeletons: Tensor | None = None   # (B, V, J, h, w) skeleton maps of the pose, zeros for photos whose pose is not told; None: none is
+    skeletons: Tensor | None = None   # (B, V, J, h, w) skeleton maps of the pose, zeros for photos whose pose is not given; None: none is
 
     def __len__(self) -> int:
         return len(self.condition_latents)
@@ -161,8 +161,8 @@ class Condition:
     def expand(self) -> tuple[Tensor, Tensor, Tensor]:
         "Rows (D*B*V, ...) of condition latents, prompt embeddings (..., L, C) and class labels (..., P)."
         shape = (-1, *self.prompt_embeds.shape[:2])
-        return (to_rows(spread(self.condition_latents, 3, shape)), to_rows(spread(self.prompt_embeds[None], 2, (len(self), -1, -1))),
-                to_rows(spread(self.class_labels, 1, shape)))
+        return (to_rows(expand_to(self.condition_latents, 3, shape)), to_rows(expand_to(self.prompt_embeds[None], 2, (len(self), -1, -1))),
+                to_rows(expand_to(self.class_labels, 1, shape)))
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #9c62c09b
 def unet_inputs(
@@ -180,9 +180,9 @@ def unet_inputs(
     photo_rows, text_rows, label_rows = condition.expand()
     timestep = torch.as_tensor(timestep, device=latents.device)
     timestep = timestep.reshape(timestep.shape + (1,) * (3 - timestep.dim())).expand(batch, domains, views)
-    told = {} if condition.skeletons is None else {"skeletons": to_rows(spread(condition.skeletons, 3, (batch, domains, views)))}
+    extra = {} if condition.skeletons is None else {"skeletons": to_rows(expand_to(condition.skeletons, 3, (batch, domains, views)))}
     return dict(sample=torch.cat([to_rows(latents), photo_rows], dim=1), timestep=to_rows(timestep),
-                encoder_hidden_states=text_rows, class_labels=label_rows) | told
+                encoder_hidden_states=text_rows, class_labels=label_rows) | extra
 
 
 def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition, guidance_scale: float = 1.0, sequential: bool = False) -> Tensor:
@@ -190,7 +190,7 @@ def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition,
 
     `sequential` asks the two guided questions one after the other: half the memory, and on a busy GPU the same time."""
     if guidance_scale > 1 and sequential:
-        without, given = (predict(unet, latents, timestep, told) for told in (condition.unconditional(), condition))
+        without, given = (predict(unet, latents, timestep, either) for either in (condition.unconditional(), condition))
         return without + guidance_scale * (given - without)
     if guidance_scale > 1:
         both = unet_inputs(torch.cat([latents, latents]), timestep, condition.unconditional().cat(condition))
@@ -200,14 +200,14 @@ def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition,
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #b94757c1
 def skeleton_input(unet: MultiViewUNet, joints: Tensor | None, rig: ViewRig) -> Tensor | None:
-    """Skeleton maps (B, V, J, h, w) of joints (B, J, 3) in the photos' frames, as the network is told them; None where `joints` is None.
+    """Skeleton maps (B, V, J, h, w) of joints (B, J, 3) in the photos' frames, as the network takes them; None where `joints` is None.
 
     People with a NaN among their joints, and a face view, get empty maps. ValueError for a network that has no input for them, or for another number of joints."""
     if joints is None:
         return None
     config = unet.config
     if joints.dim() != 3 or joints.shape[1] != config.skeleton_channels:
-        raise ValueError(f"joints {tuple(joints.shape)} cannot be told to a network with {config.skeleton_channels} skeleton channels; (B, {config.skeleton_channels or 'J'}, 3) and as many channels are needed.")
+        raise ValueError(f"joints {tuple(joints.shape)} do not fit a network with {config.skeleton_channels} skeleton channels; (B, {config.skeleton_channels or 'J'}, 3) and as many channels are needed.")
     known = joints.isfinite().flatten(1).all(1)
     maps = skeleton_maps(joints.float().nan_to_num(), rig.resized(config.sample_size)) * known[:, None, None, None, None]
     return torch.cat([maps, torch.zeros_like(maps[:, :1])], 1) if config.face_view else maps
@@ -424,7 +424,7 @@ def photo_condition(
     prompt_embeds: Tensor,   # (D, V, L, C)
     labels: int,             # length of the descriptor: 3 * size * size
 ) -> Condition:
-    "What the UNet is told about photos, with their pooled colours as descriptor."
+    "The conditioning of the UNet for photos, with their pooled colours as descriptor."
     photo = photo.to(vae.dtype)
     return Condition(encode_images(vae, photo), photo_descriptor(photo, round((labels / 3) ** 0.5)), prompt_embeds.to(photo))
 
@@ -447,15 +447,15 @@ def clip_condition(
 
 
 def with_bodies(
-    told: Condition,             # of B photos
+    condition: Condition,        # of B photos
     vae: AutoencoderKL,
     bodies: Tensor,              # (B, V, 3, H, W) in [0, 1] on white, as somebody standing there would see them; the face view's is the enlarged head window
     mirrored: Sequence[bool],
 ) -> Condition:
     "The same with the latents of body renders behind the photo's, mirrored where the model paints mirrored (PSHuman's SMPL-X-conditioned variant)."
     latents = encode_images(vae, unmirror(bodies, mirrored).to(vae.dtype))
-    photo = told.condition_latents if told.condition_latents.dim() == 5 else told.condition_latents[:, None].expand_as(latents)
-    return Condition(torch.cat([photo, latents], dim=2), told.class_labels, told.prompt_embeds)
+    photo = condition.condition_latents if condition.condition_latents.dim() == 5 else condition.condition_latents[:, None].expand_as(latents)
+    return Condition(torch.cat([photo, latents], dim=2), condition.class_labels, condition.prompt_embeds)
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #aa0389ab
 PARTS = {"unet": MultiViewUNet, "prompt_table": PromptTable, "pose_estimator": PoseEstimator, **{name: kind for name, kind in PSHUMAN_PARTS.items() if name != "unet"}}
@@ -508,12 +508,12 @@ def check_bodies(pipeline, body_images: Tensor | None, shape: tuple[int, ...]) -
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #ae6818d1
 def check_joints(pipeline, joints: Tensor | None, people: int) -> None:
-    "Refuse joints of another shape or unit, or for a model that cannot be told any."
+    "Refuse joints of another shape or unit, or for a model that takes none."
     if joints is None:
         return
     shape = (people, len(SKELETON_JOINTS), 3)
     if not pipeline.unet.config.skeleton_channels:
-        raise ValueError("joints were given, but this model cannot be told a pose (its UNet has no skeleton input).")
+        raise ValueError("joints were given, but this model is not conditioned on a pose (its UNet has no skeleton input).")
     if not isinstance(joints, Tensor) or tuple(joints.shape) != shape or not joints.is_floating_point():
         raise ValueError(f"joints must be a float tensor {shape}, found {f'{joints.dtype} {tuple(joints.shape)}' if isinstance(joints, Tensor) else type(joints).__name__}.")
     if joints.isinf().any() or joints.nan_to_num().abs().max() > 2:
@@ -536,7 +536,7 @@ class _PipelineParts(DiffusionPipeline):
         describers = dict(zip(DESCRIBERS, (image_encoder, feature_extractor, image_normalizer, image_noising_scheduler)))
         check_parts(unet, prompt_table, azimuths, mirrored, descriptor, list(describers.values()))
         if pose_estimator is not None and unet.config.skeleton_channels != pose_estimator.config.joints:
-            raise ValueError(f"the pose estimator finds {pose_estimator.config.joints} joints, but the UNet can be told {unet.config.skeleton_channels}; see add_skeleton_input.")
+            raise ValueError(f"the pose estimator finds {pose_estimator.config.joints} joints, but the UNet takes {unet.config.skeleton_channels}; see add_skeleton_input.")
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, prompt_table=prompt_table, **describers, pose_estimator=pose_estimator)
         self.register_to_config(azimuths=[float(azimuth) for azimuth in azimuths], mirrored=list(mirrored), descriptor=descriptor)
 
@@ -596,18 +596,18 @@ class MultiViewPipeline(_PipelineParts):
         return None if estimator is None else estimator(pictures[:, 0].to(place_of(estimator), estimator.dtype)).joints.float()
 
     def condition(self, pictures: Tensor, generator, noise_level: int, body_images: Tensor | None = None, joints: Tensor | None = None) -> Condition:
-        "What the UNet is told about framed pictures (B, 1 or 2, 3, H, W), in the UNet's precision; `joints`: see `skeleton_input`."
+        "The conditioning of the UNet for framed pictures (B, 1 or 2, 3, H, W), in the UNet's precision; `joints`: see `skeleton_input`."
         unet, prompts, pictures = self.unet, self.prompt_table.embeds.to(self._execution_device), pictures.to(self._execution_device)
         if self.config.descriptor == "pooled":
-            told = photo_condition(pictures[:, 0], self.vae, prompts, unet.config.projection_class_embeddings_input_dim)
+            condition = photo_condition(pictures[:, 0], self.vae, prompts, unet.config.projection_class_embeddings_input_dim)
         else:
             describer = ClipDescriber(*(getattr(self, name) for name in DESCRIBERS))
             noise = draw_noise((len(pictures), *prompts.shape[:2], describer.width), generator, self._execution_device, torch.float32)
-            told = clip_condition(pictures, self.vae, prompts, describer, noise, noise_level)
+            condition = clip_condition(pictures, self.vae, prompts, describer, noise, noise_level)
         if body_images is not None:
-            told = with_bodies(told, self.vae, body_images.to(self._execution_device), self.config.mirrored)
+            condition = with_bodies(condition, self.vae, body_images.to(self._execution_device), self.config.mirrored)
         skeletons = skeleton_input(unet, None if joints is None else joints.to(self._execution_device), self.rig)
-        parts = (told.condition_latents, told.class_labels, told.prompt_embeds, *([] if skeletons is None else [skeletons]))
+        parts = (condition.condition_latents, condition.class_labels, condition.prompt_embeds, *([] if skeletons is None else [skeletons]))
         return Condition(*(part.to(self._execution_device, unet.dtype) for part in parts))
 
     @torch.no_grad()

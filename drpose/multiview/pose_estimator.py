@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
     "What is believed about the pose in B photos."
 
     joints: Tensor  # (B, 23, 3) in the photo's frame, frame units: x to the picture's right, y up, z to the viewer
-    spread: Tensor  # (B, 23, 3) expected absolute error of each coordinate, frame units
+    error: Tensor  # (B, 23, 3) expected absolute error of each coordinate, frame units
 
 
 COARSEST = 4  # cells per side of the last grid
@@ -67,7 +67,7 @@ class PoseEstimator(CheckedModel, ModelMixin, ConfigMixin):
 # %% ../../nbs/multiview/02_pose_estimator.ipynb #3eb55587
 def laplace_loss(found: Estimate, joints: Tensor) -> Tensor:
     "Mean negative log-likelihood of true joints (B, 23, 3), frame units, without its constant."
-    return ((found.joints - joints).abs() / found.spread + found.spread.log()).mean()
+    return ((found.joints - joints).abs() / found.error + found.error.log()).mean()
 
 # %% ../../nbs/multiview/02_pose_estimator.ipynb #c1decb75
 _NAMES = [SMPLX_JOINT_NAMES[number] for number in SKELETON_JOINTS]

@@ -371,10 +371,10 @@ def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequenc
         for background in backgrounds:
             example = scan_example(pictures, front, pipeline.config.azimuths, pipeline.config.mirrored, unet.face_view, background)
             generator = seeded_generator(0, front, Path(folder).name, str(background))
-            told = pipeline.condition(example.shown[None], generator, 0, None if example.bodies is None else example.bodies[None])
+            condition = pipeline.condition(example.shown[None], generator, 0, None if example.bodies is None else example.bodies[None])
             latents = encode_images(vae, example.images[None].to(device, vae.dtype))
             joints = torch.zeros(0, 3) if example.joints is None else example.joints
-            found.append(LatentSet(latents.half().cpu(), told.condition_latents.half().cpu(), told.class_labels.float().cpu(), joints[None], torch.full((1,), pictures.scale)))
+            found.append(LatentSet(latents.half().cpu(), condition.condition_latents.half().cpu(), condition.class_labels.float().cpu(), joints[None], torch.full((1,), pictures.scale)))
     return LatentSet.cat(found)
 
 # %% ../../nbs/multiview/06_scans.ipynb #d1be2015

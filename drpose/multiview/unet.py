@@ -338,7 +338,7 @@ class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: Tensor,         # (D*B*V, L, C) text: which view and domain each row is
         class_labels: Tensor | None = None,    # (D*B*V, P) descriptor of the photo
         return_dict: bool = True,
-        skeletons: Tensor | None = None,       # (D*B*V, J, h, h) skeleton maps of the pose; None, or zeros for a row: it is told none
+        skeletons: Tensor | None = None,       # (D*B*V, J, h, h) skeleton maps of the pose; None, or zeros for a row: it is given none
     ) -> MultiViewOutput | tuple[Tensor]:      # (D*B*V, 4, h, h)
         check_inputs(self.config, sample, encoder_hidden_states, class_labels, getattr(self, "_views", self.config.num_views))
         timestep = torch.as_tensor(timestep, device=sample.device)
@@ -396,7 +396,7 @@ class MultiViewUNet(MultiViewNetwork):
 
 # %% ../../nbs/multiview/01_unet.ipynb #09219357
 def add_skeleton_input(unet: MultiViewUNet, channels: int = 23) -> MultiViewUNet:
-    "A copy of the network that can be told a pose by so many skeleton maps; until it is trained, it does not listen. ValueError if it can already, or carries an adapter."
+    "A copy of the network that takes a pose as so many skeleton maps; until it is trained, it ignores them. ValueError if it can already, or carries an adapter."
     if unet.config.skeleton_channels or getattr(unet, "peft_config", None):
         raise ValueError(f"add_skeleton_input needs a network without skeleton input and without adapters, found skeleton_channels = {unet.config.skeleton_channels}.")
     settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}    # diffusers notes there which values are defaults, and would put them back
@@ -478,9 +478,9 @@ def _check_targets(targets, path: Path, field: str) -> None:
 def lora_settings(path: Path) -> dict:
     "What `save_lora` wrote beside the weights: rank, alpha, targets. ValueError for a file that does not say them (how strong it is would be a guess) or is more than plain LoRA."
     with reading(path, "an adapter that save_lora wrote"), safe_open(path, framework="pt") as file:
-        told = (file.metadata() or {}).get("lora_adapter_metadata")
+        metadata = (file.metadata() or {}).get("lora_adapter_metadata")
     try:
-        settings = json.loads(told if told and len(told) < 2**20 else "null")
+        settings = json.loads(metadata if metadata and len(metadata) < 2**20 else "null")
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict) or not {"r", "lora_alpha", "target_modules"} <= set(settings):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WORDS', 'OWN_WORDS', 'PLURALS', 'MOST_DEGREES', 'HELD_OUT_CLIPS', 'Clip', 'parse_keyframe', 'pose_keyframe',
-           'interpolate', 'compile_clip', 'read_clips', 'embedded_clips', 'clips_for', 'DrawOptions', 'draw_poses',
-           'JOINT_LIMITS', 'clamp_to_limits', 'mix', 'perturb', 'sample_joint_limits', 'self_collision']
+           'interpolate', 'compile_clip', 'read_clips', 'embedded_clips', 'clips_for', 'DrawOptions', 'draw_poses']
 
 # %% ../../nbs/people/03_clips.ipynb #df910f34
 import hashlib
@@ -22,11 +21,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from .bodies import SMPLX_JOINT_NAMES, BodyModel, Pose, axis_angle_to_matrix, load_body
-from .pose_space import (FINGERS, JOINT_LIMITS, add_noise, clamp_to_limits, from_swing_twist,
-                                      limit_sample, mix, perturb, random_rotation, sample_joint_limits, self_collision,
+from .pose_space import (FINGERS, add_noise, from_swing_twist,
+                                      limit_sample, mix, random_rotation, self_collision,
                                       slerp, to_swing_twist)
-
-_all_ = ["JOINT_LIMITS", "clamp_to_limits", "mix", "perturb", "sample_joint_limits", "self_collision"]  # at home in posespace, also offered here
 
 # %% ../../nbs/people/03_clips.ipynb #e4103df4
 KINDS = ("everyday", "dynamic", "unknown")

@@ -197,7 +197,7 @@ def prepare_photo(
 # %% ../../nbs/pictures/06_photos.ipynb #58f44f36
 @dataclass
 class ClipDescriber:
-    "The four stock parts that turn a picture into class labels: CLIP network, its preprocessing, the mean and spread of its embeddings, and the noise schedule."
+    "The four stock parts that turn a picture into class labels: CLIP network, its preprocessing, the mean and standard deviation of its embeddings, and the noise schedule."
 
     image_encoder: CLIPVisionModelWithProjection
     feature_extractor: CLIPImageProcessor
@@ -223,7 +223,7 @@ class ClipDescriber:
             raise ValueError(f"noise_level is {level!r}, needed a whole number from 0 to {steps - 1}")
         shape, flat = embeds.shape, embeds.reshape(-1, embeds.shape[-1])
         levels = torch.full((len(flat),), level, device=flat.device)
-        mean, spread = (value.to(flat) for value in (self.image_normalizer.mean, self.image_normalizer.std))
-        noisy = self.image_noising_scheduler.add_noise((flat - mean) / spread, noise.to(flat).reshape(flat.shape), levels) * spread + mean
-        told = get_timestep_embedding(levels, shape[-1], flip_sin_to_cos=True, downscale_freq_shift=0).to(flat)
-        return torch.cat([noisy, told], dim=-1).reshape(*shape[:-1], -1)
+        mean, std = (value.to(flat) for value in (self.image_normalizer.mean, self.image_normalizer.std))
+        noisy = self.image_noising_scheduler.add_noise((flat - mean) / std, noise.to(flat).reshape(flat.shape), levels) * std + mean
+        level_embedding = get_timestep_embedding(levels, shape[-1], flip_sin_to_cos=True, downscale_freq_shift=0).to(flat)
+        return torch.cat([noisy, level_embedding], dim=-1).reshape(*shape[:-1], -1)

@@ -30,15 +30,15 @@ from ..multiview.pipeline import MultiViewPipeline, pixels_per_cell
 from ..multiview.scans import POSE_FILE
 from ..pairs.dataset import PosePairs
 from ..reward.skeleton_predictor import SkeletonPredictor
-from ..reward.rewards import FigureMap, PerceptualDistance, RewardSum, read_recipe
+from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
 from ..evaluation.benchmarks import Benchmark, load_benchmark, load_scan_benchmark, with_estimates
-from .post_training import (PostTrainConfig, PostTrainResult, condition_pairs, finished, fit_figure,
+from .post_training import (PostTrainConfig, PostTrainResult, condition_pairs, finished, fit_foreground,
                                                posttrain)
-from .validation import Guard, GuardSettings, pair_benchmark
+from .validation import Validator, ValidationSettings, pair_benchmark
 
 # %% auto #0
-__all__ = ['GUARD_SEED', 'JOB', 'RESULT', 'REASON', 'rig_of', 'PostTrainSources', 'guard_of', 'load_sources', 'require_processes',
-           'work', 'launch']
+__all__ = ['VALIDATION_SEED', 'JOB', 'RESULT', 'REASON', 'rig_of', 'PostTrainSources', 'validator_of', 'load_sources',
+           'require_processes', 'work', 'launch']
 
 # %% ../../nbs/posttraining/04_launching.ipynb #1d863e48
 def rig_of(pipeline: MultiViewPipeline) -> ViewRig:
@@ -47,19 +47,19 @@ def rig_of(pipeline: MultiViewPipeline) -> ViewRig:
     return ViewRig(tuple(pipeline.config.azimuths), image_size=size, mirrored=tuple(pipeline.config.mirrored))
 
 
-GUARD_SEED = 1  # whom the guard looks at; the benchmarks are drawn with seed 0
+VALIDATION_SEED = 1  # whom the validator looks at; the benchmarks are drawn with seed 0
 
 
 @dataclass
 class PostTrainSources:
-    """Where the parts of a post-training run lie: a folder of image-pose pairs, and a folder with `pipeline/`, `predictor/` and, for guards, `judge/` (empty = the embedded tiny models).
+    """Where the parts of a post-training run lie: a folder of image-pose pairs, and a folder with `pipeline/`, `predictor/` and, for validation, `judge/` (empty = the embedded tiny models).
 
-    Whom guards look at: rendered scans with fitted bodies (`everyday`, chapter scans) and held-out pairs (`hard`); both empty = people of the tiny world, for its pipelines only."""
+    Whom validation look at: rendered scans with fitted bodies (`everyday`, chapter scans) and held-out pairs (`hard`); both empty = people of the tiny world, for its pipelines only."""
 
     pairs: str
     models: str = ""
-    guard_scans: str = ""
-    guard_pairs: str = ""
+    validation_scans: str = ""
+    validation_pairs: str = ""
     start_from: str = ""  # folder of an adapter to go on from
 
     def absolute(self) -> PostTrainSources:
@@ -71,31 +71,31 @@ class PostTrainSources:
         return Path(self.models) if self.models else embedded_models()
 
     def held_out(self, config: PostTrainConfig, pipeline: MultiViewPipeline, rig: ViewRig) -> Callable[[], dict[str, Benchmark]]:
-        "Makes the people that guards look at, \"hard\" and \"everyday\". FileNotFoundError or ValueError, at once, naming what is missing."
-        people = config.guard_people
-        if not self.guard_scans and not self.guard_pairs:
+        "Makes the people that validation look at, \"hard\" and \"everyday\". FileNotFoundError or ValueError, at once, naming what is missing."
+        people = config.validation_people
+        if not self.validation_scans and not self.validation_pairs:
             if pipeline.config.descriptor != "pooled" or rig != TINY_RIG:
-                raise ValueError(f"setting 'guard_every' is {config.guard_every}, but this pipeline is not the tiny world's: name guard_scans and guard_pairs, or use guard_every 0")
-            return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), people, seed=GUARD_SEED, rig=rig), pipeline.pose_estimator) for name in ("hard", "everyday")}
-        folders, pairs = sorted(path.parent for path in Path(self.guard_scans).glob(f"*/{POSE_FILE}"))[:people], PosePairs(self.guard_pairs)
-        for name, place, found in (("guard_scans", self.guard_scans, len(folders)), ("guard_pairs", self.guard_pairs, len(pairs))):
+                raise ValueError(f"setting 'validation_every' is {config.validation_every}, but this pipeline is not the tiny world's: name validation_scans and validation_pairs, or use validation_every 0")
+            return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), people, seed=VALIDATION_SEED, rig=rig), pipeline.pose_estimator) for name in ("hard", "everyday")}
+        folders, pairs = sorted(path.parent for path in Path(self.validation_scans).glob(f"*/{POSE_FILE}"))[:people], PosePairs(self.validation_pairs)
+        for name, place, found in (("validation_scans", self.validation_scans, len(folders)), ("validation_pairs", self.validation_pairs, len(pairs))):
             if found < people:
-                raise ValueError(f"{name} {place!r}: holds {found} people with a known pose, needed {people} (guard_people)")
+                raise ValueError(f"{name} {place!r}: holds {found} people with a known pose, needed {people} (validation_people)")
         return lambda: {
             "hard": pair_benchmark("hard", pairs, people, pipeline, load_body(), rig, outlines="silhouette" in read_recipe(config.reward)),
             "everyday": with_estimates(load_scan_benchmark("everyday", pipeline, folders), pipeline.pose_estimator),
         }
 
 # %% ../../nbs/posttraining/04_launching.ipynb #f710971b
-def guard_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: MultiViewPipeline, rig: ViewRig, figure: FigureMap | None) -> Callable | None:
-    "What makes a run's guard, None without one: people are drawn and pictures decoded where the pipeline is, the judge measures on the CPU."
-    if not config.guard_every:
+def validator_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: MultiViewPipeline, rig: ViewRig, foreground: ForegroundMap | None) -> Callable | None:
+    "What makes a run's validator, None without one: people are drawn and pictures decoded where the pipeline is, the evaluation predictor measures on the CPU."
+    if not config.validation_every:
         return None
-    judge = SkeletonPredictor.from_pretrained(sources.folder / "judge").eval()
+    eval_predictor = SkeletonPredictor.from_pretrained(sources.folder / "judge").eval()
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
     return partial(
-        Guard, scheduler=pipeline.scheduler, vae=pipeline.vae, judge=judge, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, benchmarks=sources.held_out(config, pipeline, rig),
-        judge_score=RewardSum(judge, config.reward, figure=copy.deepcopy(figure), perceptual=perceptual), settings=GuardSettings(config.guard_every, config.guard_stop, config.num_inference_steps),
+        Validator, scheduler=pipeline.scheduler, vae=pipeline.vae, eval_predictor=eval_predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, benchmarks=sources.held_out(config, pipeline, rig),
+        eval_score=RewardSum(eval_predictor, config.reward, foreground=copy.deepcopy(foreground), perceptual=perceptual), settings=ValidationSettings(config.validation_every, config.validation_stop, config.num_inference_steps),
     )  # fmt: skip
 
 
@@ -104,11 +104,11 @@ def load_sources(config: PostTrainConfig, sources: PostTrainSources, device: str
     pipeline = MultiViewPipeline.from_pretrained(sources.folder / "pipeline").to(device)
     predictor, rig, body_model = SkeletonPredictor.from_pretrained(sources.folder / "predictor").eval(), rig_of(pipeline), load_body()
     outlines, size = "silhouette" in read_recipe(config.reward), rig.image_size
-    figure = fit_figure(pipeline.vae, body_model, rig) if outlines else None
+    foreground = fit_foreground(pipeline.vae, body_model, rig) if outlines else None
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)  # the same noise levels; steps that can be trained
     data = condition_pairs(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)), outlines=rig if outlines else None)
-    parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, figure=figure)
-    return parts | {"guard": guard_of(config, sources, pipeline, rig, figure), "start_from": sources.start_from or None}
+    parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, foreground=foreground)
+    return parts | {"validator": validator_of(config, sources, pipeline, rig, foreground), "start_from": sources.start_from or None}
 
 # %% ../../nbs/posttraining/04_launching.ipynb #76e0aa6c
 JOB, RESULT = "job.json", "result.json"
@@ -172,7 +172,7 @@ def launch(config: PostTrainConfig, sources: PostTrainSources, run_path: str | P
     if processes == 1:
         return posttrain(config, run_path=run_path, on_step=on_step, **load_sources(config, sources, training_device()))
     run_path = Path(run_path).resolve()
-    (run_path / RESULT).unlink(missing_ok=True)  # an earlier sitting's must not pass for this one's
+    (run_path / RESULT).unlink(missing_ok=True)  # an earlier start's must not pass for this one's
     write_json(run_path / JOB, {"config": asdict(config), "sources": asdict(sources.absolute()), "processes": processes})
     _start(run_path, processes, on_step)
     return _read_back(config, MultiViewPipeline.from_pretrained(sources.folder / "pipeline").unet.eval(), run_path)

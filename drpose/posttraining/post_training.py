@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
 from ..ground.provenance import digest_of
-from ..ground.trainer import (WHOLE, LoopConfig, LoopResult, RunDirectory, Share, Watch, new_accelerator,
+from ..ground.trainer import (WHOLE_BATCH, LoopConfig, LoopResult, RunDirectory, BatchPart, Callback, new_accelerator,
                                    optimise, require)
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
 from ..people.pose_sets import draw_set
@@ -33,20 +33,16 @@ from ..multiview.unet import (LORA_FILE, HandOver, idle_parameters, load_lora, l
 from ..multiview.pipeline import (Condition, MultiViewPipeline, MultiViewUNet, framed_pictures, pixels_per_cell,
                                        place_of, predict, skeleton_input)
 from ..multiview.latents import LatentSet, encode_set, render_set
-from ..multiview.base_training import train_autoencoder, train_base
 from ..pairs.dataset import PosePairs
 from ..reward.skeleton_predictor import PoseScore, SkeletonPredictor
-from ..reward.rewards import FigureMap, PerceptualDistance, RewardSum, read_recipe
-from ..reward.predictor_training import train_skeleton_predictor
+from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
 from .reward_gradients import (ESTIMATORS, GRADIENT_POINTS, KL_ON, STEP_CHOICES, Predict,
-                                                  check_scheduler, rollout, walk_indices, walk_step)
-
-_all_ = ["train_autoencoder", "train_base", "train_skeleton_predictor"]
+                                                  check_scheduler, rollout, async_indices, async_step)
 
 # %% auto #0
-__all__ = ['CHECKPOINTING', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrainConfig', 'PairConditions', 'body_masks', 'fit_figure',
-           'condition_pairs', 'prepare_weights', 'check_handover', 'Sitters', 'PostTrainLoss', 'PostTrainResult',
-           'pose_reward', 'finished', 'posttrain', 'train_autoencoder', 'train_base', 'train_skeleton_predictor']
+__all__ = ['CHECKPOINTING', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrainConfig', 'PairConditions', 'body_masks', 'fit_foreground',
+           'condition_pairs', 'prepare_weights', 'check_handover', 'TrainingSamples', 'PostTrainLoss',
+           'PostTrainResult', 'pose_reward', 'finished', 'posttrain']
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #9039a371
 CHECKPOINTING = ("none", "blocks", "calls", "both")
@@ -57,7 +53,7 @@ class PostTrainConfig(LoopConfig):
     "Settings of `posttrain`; every field is a papermill parameter."
 
     batch_size: int = 8  # photographs per step
-    estimator: str = "drtune"  # a key of tuning.ESTIMATORS, or "walk"
+    estimator: str = "drtune"  # a key of tuning.ESTIMATORS, or "async"
     num_inference_steps: int = 10  # T
     trained_steps: int = 2  # K
     early_stop: int = 4  # m: the chain stops at one of its last m steps
@@ -72,19 +68,19 @@ class PostTrainConfig(LoopConfig):
     reward_radius: float = 0.0  # score the worst latent nearby, root mean square of the step; 0 = off
     perceptual_weights: str = ""  # safetensors file of VGG16, for the term "perceptual"
     kl_weight: float = 1.0  # w_KL
-    kl_on: str = "noise"  # what it compares: "noise" (the paper) or "prediction" (the raw answer); see chapter tuning
+    kl_on: str = "noise"  # what it compares: "noise" (the paper) or "prediction" (the raw answer); see chapter reward_gradients
     lora_rank: int = 16  # 0 = train all weights
     lora_alpha: float = 16.0
     lora_targets: str = "all"  # "attention" or "all" (attention, feed-forward and convolutions)
     checkpointing: str = "none"  # recompute activations in the backward pass to save memory: inside "blocks" of the network, whole "calls" of it, or "both" (memory no longer grows with K)
     compile_network: bool = False  # torch.compile, for long runs on a GPU
-    guard_every: int = 0  # look at held-out people every so many steps (chapter guards); 0 = never
-    guard_people: int = 16  # of each kind
-    guard_stop: bool = True  # end the run after two looks with an alarm
+    validation_every: int = 0  # look at held-out people every so many steps (chapter validation); 0 = never
+    validation_people: int = 16  # of each kind
+    validation_stop: bool = True  # end the run after two looks with an alarm
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.estimator in (*ESTIMATORS, "walk"), "estimator", self.estimator, f"one of {', '.join((*ESTIMATORS, 'walk'))}")
+        require(self.estimator in (*ESTIMATORS, "async"), "estimator", self.estimator, f"one of {', '.join((*ESTIMATORS, 'async'))}")
         require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "at least 0")
         require(self.kl_on in KL_ON, "kl_on", self.kl_on, f"one of {', '.join(KL_ON)}")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -97,12 +93,12 @@ class PostTrainConfig(LoopConfig):
         require(self.copies >= 1, "copies", self.copies, "at least 1")
         require(0 <= self.eta <= 1, "eta", self.eta, "in [0, 1]")
         require(self.guidance_scale >= 1, "guidance_scale", self.guidance_scale, "at least 1 (none)")
-        require(self.estimator != "walk" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale", (self.eta, self.guidance_scale), "0 and 1 for the walk, whose every step is deterministic and trained")
+        require(self.estimator != "async" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale", (self.eta, self.guidance_scale), "0 and 1 for asynchronous rollouts, whose every step is deterministic and trained")
         terms = read_recipe(self.reward)
         require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights, "a file for a reward with the term perceptual, empty for any other")
         require(self.reward_radius >= 0, "reward_radius", self.reward_radius, "at least 0")
-        require(self.guard_every >= 0, "guard_every", self.guard_every, "at least 0 (0 = never)")
-        require(self.guard_people >= 4, "guard_people", self.guard_people, "at least 4: fewer have no standard error worth the name")
+        require(self.validation_every >= 0, "validation_every", self.validation_every, "at least 0 (0 = never)")
+        require(self.validation_people >= 4, "validation_people", self.validation_people, "at least 4: fewer have no standard error worth the name")
         require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "at least 0 (0 trains all weights)")
         require(self.lora_targets in ("attention", "all"), "lora_targets", self.lora_targets, "'attention' or 'all'")
 
@@ -115,7 +111,7 @@ class PairConditions:
     descriptors: Tensor
     joints: Tensor
     masks: Tensor | None = None
-    told: Tensor | None = None
+    given: Tensor | None = None
     made_from: str = ""  # digest of the pairs' content, where they come from files: what a network makes of a photo differs in the last bits between machines
 
     def __len__(self) -> int:
@@ -123,7 +119,7 @@ class PairConditions:
 
     def digest(self) -> str:
         "What a run that learns from these pairs is made from."
-        return self.made_from or digest_of(self.photos, self.descriptors, self.joints, self.masks, self.told)
+        return self.made_from or digest_of(self.photos, self.descriptors, self.joints, self.masks, self.given)
 
 
 OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell and side, then averaged
@@ -136,17 +132,17 @@ def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig
     return F.avg_pool2d((drawn.pix_to_face >= 0).float(), OUTLINE_FACTOR)
 
 
-def fit_figure(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RIG, people: int = 32, seed: int = 0) -> FigureMap:
+def fit_foreground(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RIG, people: int = 32, seed: int = 0) -> ForegroundMap:
     "What tells body from background in a latent, learnt from rendered everyday people."
     rendered = list(render_set(draw_set("everyday", people, seed, body_model), body_model, rig))
     latents = LatentSet.cat([encode_set(vae, part) for part in rendered]).latents.float()
     masks = torch.cat([part.masks for part in rendered]).float()
-    return FigureMap.fit(latents, F.avg_pool2d(masks, masks.shape[-1] // latents.shape[-1]))
+    return ForegroundMap.fit(latents, F.avg_pool2d(masks, masks.shape[-1] // latents.shape[-1]))
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #9c1e7a42
 @torch.no_grad()
 def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel, batch_size: int = 64, outlines: ViewRig | None = None) -> PairConditions:
-    "What `pipeline` would be told about all pictures of `pairs`, and the pairs' joints in the pictures' frames; with `outlines`, also the body's coverage in the views of that rig."
+    "What `pipeline` takes as conditioning for all pictures of `pairs`, and the pairs' joints in the pictures' frames; with `outlines`, also the body's coverage in the views of that rig."
     config, noise, columns = pipeline.unet.config, seeded_generator("descriptors"), []
     size, seen = config.sample_size * pixels_per_cell(pipeline.vae), hashlib.sha256()
     for start in range(0, len(pairs), batch_size):
@@ -156,10 +152,10 @@ def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: B
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
         pictures = framed_pictures(images, size, config.face_view)
-        told, estimated = pipeline.condition(pictures, noise, 0), pipeline.estimate(pictures)
+        condition, estimated = pipeline.condition(pictures, noise, 0), pipeline.estimate(pictures)
         joints = torch.cat([item["framing"].apply(body_model.joints(item["pose"].to(place_of(body_model)))[:, list(SKELETON_JOINTS)].cpu()) for item in items])
         masks = {} if outlines is None else {"masks": torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size).cpu() for item in items])}
-        columns.append({"photos": told.condition_latents.float().cpu(), "descriptors": told.class_labels.float().cpu(), "joints": joints} | masks | ({} if estimated is None else {"told": estimated.cpu()}))
+        columns.append({"photos": condition.condition_latents.float().cpu(), "descriptors": condition.class_labels.float().cpu(), "joints": joints} | masks | ({} if estimated is None else {"given": estimated.cpu()}))
     made_from = digest_of(seen.hexdigest(), *(part for part in (pipeline.vae, pipeline.image_encoder, pipeline.pose_estimator) if part is not None))
     return PairConditions(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]}, made_from=made_from)
 
@@ -186,7 +182,7 @@ def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens:
             raise ValueError(f"start_from is {str(start_from)!r}, an adapter, but lora_rank 0 trains all weights; load the adapter into the network before")
         base = copy.deepcopy(unet).eval()
         idle = set(idle_parameters(unet)) if prompt_tokens == 1 else set()  # processes that wait for a gradient which never comes would wait forever
-        idle.add("conv_skeleton.weight")  # how the network is told a pose stays as it is, also where no pose is told
+        idle.add("conv_skeleton.weight")  # how the network takes a pose stays as it is, also where no pose is given
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_(name not in idle)
         return base
@@ -206,12 +202,12 @@ def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens:
 # %% ../../nbs/posttraining/02_post_training.ipynb #16f614be
 def check_handover(timesteps: tuple[int, ...], config: PostTrainConfig) -> None:
     "ValueError if a step that may be trained is drawn by the base, where it would get no gradient."
-    last = len(timesteps) - (config.early_stop_least if config.estimator in ("drtune", "refl", "walk") else 1)
+    last = len(timesteps) - (config.early_stop_least if config.estimator in ("drtune", "refl", "async") else 1)
     if timesteps[last] < config.base_below:
         raise ValueError(f"base_below is {config.base_below}, but {config.estimator} may train step {last + 1} of {len(timesteps)} at timestep {timesteps[last]}, which the base would draw; use base_below <= {timesteps[last]} or a larger early_stop_least")
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #108a86c3
-class Sitters:
+class TrainingSamples:
     "The people in front of the camera: which pair, which noise and which networks belong to a sample, by the update at which it started and its slot in the batch."
 
     def __init__(self, drawing: HandOver, data: PairConditions, prompt_embeds: Tensor, seed: int, guidance_scale: float = 1.0, rig: ViewRig = TINY_RIG):
@@ -229,7 +225,7 @@ class Sitters:
     def networks(self, pairs: list[int], device: torch.device) -> dict[str, Predict | None]:
         "The tuned network, the base, and who draws what is not trained, looking at the photos of `pairs`."
         photos, descriptors, prompts = (value.to(device) for value in (self.data.photos[pairs], self.data.descriptors[pairs], self.prompt_embeds))
-        maps = skeleton_input(self.drawing.unet, None if self.data.told is None else self.data.told[pairs].to(device), self.rig)
+        maps = skeleton_input(self.drawing.unet, None if self.data.given is None else self.data.given[pairs].to(device), self.rig)
         condition = Condition(photos, descriptors, prompts, maps)
 
         def look(network, guidance_scale: float = 1.0) -> Predict:
@@ -246,9 +242,9 @@ class _Drawings(nn.Module):
         super().__init__()
         self.unet, self.score, self.scheduler, self.rig, self.config = unet, score, scheduler, rig.resized(data.photos.shape[-1]), config
         drawing = HandOver(unet, base, config.base_below)
-        self.sitters = Sitters(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
-        if config.estimator == "walk":
-            self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size, *self.sitters.shape))
+        self.samples = TrainingSamples(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
+        if config.estimator == "async":
+            self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size, *self.samples.shape))
 
     @property
     def device(self) -> torch.device:
@@ -257,26 +253,26 @@ class _Drawings(nn.Module):
     def _rollout(self, update: int, slots: list[int]) -> tuple[Tensor, list[int], Tensor]:
         "From noise to images (n B, D, V, 4, h, w) for the reward, with the pairs (B) that they show and KL terms (B,)."
         config, device = self.config, self.device
-        pairs, noise = [self.sitters.pair(update, slot) for slot in slots], torch.stack([self.sitters.noise(update, slot) for slot in slots])
+        pairs, noise = [self.samples.pair(update, slot) for slot in slots], torch.stack([self.samples.noise(update, slot) for slot in slots])
         run = rollout(
             scheduler=self.scheduler, noise=noise.to(device), estimator=config.estimator, num_inference_steps=config.num_inference_steps,
             trained_steps=config.trained_steps, early_stop=config.early_stop, early_stop_least=config.early_stop_least,
             generator=seeded_generator(config.seed, update, "plan"), kl_on=config.kl_on, eta=config.eta, copies=config.copies,
             step_choice=config.step_choice, gradient_point=config.gradient_point, checkpoint_steps=config.checkpointing in ("calls", "both"),
-            noise_generators=[seeded_generator(config.seed, update, slot, "fresh") for slot in slots], **self.sitters.networks(pairs, device),
+            noise_generators=[seeded_generator(config.seed, update, slot, "fresh") for slot in slots], **self.samples.networks(pairs, device),
         )  # fmt: skip
         return run.latents, pairs, run.kl
 
-    def _walk(self, update: int, slots: list[int], share: Share) -> tuple[Tensor, list[int], Tensor]:
+    def _async_rollout(self, update: int, slots: list[int], part: BatchPart) -> tuple[Tensor, list[int], Tensor]:
         "The same for samples under way: images (B, D, V, 4, h, w), pairs (B), KL terms (B,)."
-        table, samples = check_scheduler(self.scheduler, self.config.num_inference_steps), self.samples[share.micro]
-        indices = walk_indices(update, len(slots) * share.count, len(table) + 1 - self.config.early_stop_least)[slots]
-        pairs = [self.sitters.pair(update - index, slot) for slot, index in zip(slots, indices.tolist(), strict=True)]
+        table, samples = check_scheduler(self.scheduler, self.config.num_inference_steps), self.samples[part.micro]
+        indices = async_indices(update, len(slots) * part.count, len(table) + 1 - self.config.early_stop_least)[slots]
+        pairs = [self.samples.pair(update - index, slot) for slot, index in zip(slots, indices.tolist(), strict=True)]
         for place in torch.nonzero(indices == 0).flatten().tolist():
-            samples[place] = self.sitters.noise(update, slots[place])
+            samples[place] = self.samples.noise(update, slots[place])
         now = samples.clone()
-        networks = self.sitters.networks(pairs, now.device)
-        step = walk_step(networks["predict"], table, now, indices, networks["base_predict"], self.config.kl_on, self.config.checkpointing in ("calls", "both"))
+        networks = self.samples.networks(pairs, now.device)
+        step = async_step(networks["predict"], table, now, indices, networks["base_predict"], self.config.kl_on, self.config.checkpointing in ("calls", "both"))
         finite = torch.isfinite(step.following).flatten(1).all(1)  # a sample with a broken answer stays where it was
         samples.copy_(torch.where(finite.reshape(-1, 1, 1, 1, 1, 1), step.following, now))
         return step.latents, pairs, step.kl
@@ -287,13 +283,13 @@ class PostTrainLoss(_Drawings):
 
     def sources(self) -> dict:
         "What a run depends on beside its settings."
-        return {"network": self.unet, "reward": [type(self.score).__name__, self.score], "pairs": self.sitters.data.digest(), "prompts": self.sitters.prompt_embeds, "scheduler": json.loads(self.scheduler.to_json_string())}
+        return {"network": self.unet, "reward": [type(self.score).__name__, self.score], "pairs": self.samples.data.digest(), "prompts": self.samples.prompt_embeds, "scheduler": json.loads(self.scheduler.to_json_string())}
 
-    def forward(self, update: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, update: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of one part of an update; logs the reward and the KL term."
-        first = share.index * self.config.batch_size
+        first = part.index * self.config.batch_size
         slots = list(range(first, first + self.config.batch_size))
-        images, pairs, kl = self._walk(update, slots, share) if self.config.estimator == "walk" else self._rollout(update, slots)
+        images, pairs, kl = self._async_rollout(update, slots, part) if self.config.estimator == "async" else self._rollout(update, slots)
         with torch.autocast(images.device.type, enabled=False):
             reward = self.reward(images, pairs).mean()
         kl = kl.mean()
@@ -301,7 +297,7 @@ class PostTrainLoss(_Drawings):
 
     def reward(self, images: Tensor, pairs: list[int]) -> Tensor:
         "Of images (n B, D, V, 4, h, w) that show `pairs` (B): (n B,). A face view behind the body views is not read."
-        data, copies = self.sitters.data, len(images) // len(pairs)
+        data, copies = self.samples.data, len(images) // len(pairs)
         joints = data.joints[pairs].repeat(copies, 1, 1).to(images.device)
         masks = () if data.masks is None else (data.masks[pairs].repeat(copies, 1, 1, 1).to(images.device),)
         return self.score(images[:, :, : self.rig.num_views], joints, self.rig, *masks)
@@ -317,12 +313,12 @@ class PostTrainResult:
     adapter: Path | None
 
 
-def pose_reward(config: PostTrainConfig, predictor: SkeletonPredictor, data: PairConditions, figure: FigureMap | None = None) -> RewardSum:
-    "The reward that `config` asks for. ValueError if it needs outlines and `data` or `figure` is without."
-    if "silhouette" in read_recipe(config.reward) and (data.masks is None or figure is None):
-        raise ValueError(f"setting 'reward' is {config.reward!r}, but the term silhouette needs outlines: condition_pairs(..., outlines=rig) and figure=FigureMap.fit(latents, masks)")
+def pose_reward(config: PostTrainConfig, predictor: SkeletonPredictor, data: PairConditions, foreground: ForegroundMap | None = None) -> RewardSum:
+    "The reward that `config` asks for. ValueError if it needs outlines and `data` or `foreground` is without."
+    if "silhouette" in read_recipe(config.reward) and (data.masks is None or foreground is None):
+        raise ValueError(f"setting 'reward' is {config.reward!r}, but the term silhouette needs outlines: condition_pairs(..., outlines=rig) and foreground=ForegroundMap.fit(latents, masks)")
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
-    return RewardSum(predictor, config.reward, figure=figure, perceptual=perceptual, radius=config.reward_radius)
+    return RewardSum(predictor, config.reward, foreground=foreground, perceptual=perceptual, radius=config.reward_radius)
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #c4cf90ae
 def _save_trained(unet: MultiViewUNet, folder: Path, config: PostTrainConfig) -> None:
@@ -342,17 +338,17 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
 
 
 def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
-              on_step: Callable[[int], None] | None = None, figure: FigureMap | None = None, score: PoseScore | None = None, guard: Callable[[HandOver, PoseScore, RunDirectory], Watch] | None = None,
+              on_step: Callable[[int], None] | None = None, foreground: ForegroundMap | None = None, score: PoseScore | None = None, validator: Callable[[HandOver, PoseScore, RunDirectory], Callback] | None = None,
               accelerator: Accelerator | None = None, start_from: str | Path | None = None) -> PostTrainResult:
     """Post-train `unet` so that what it draws from each photo shows the pose in it (DrPose, section on post-training).
 
-    Resumes from `run_path` if a run with the same settings and inputs was interrupted there; a finished one goes on if `steps` was raised. `start_from`: folder of an adapter to go on from in a new run. `figure` is needed by rewards with outlines; `score` is a reward of your own in place of `config.reward`;
-    `guard` makes who looks at the model while it trains (chapter guards). Under torchrun every process calls this alike; see chapter launching.
+    Resumes from `run_path` if a run with the same settings and inputs was interrupted there; a finished one goes on if `steps` was raised. `start_from`: folder of an adapter to go on from in a new run. `foreground` is needed by rewards with outlines; `score` is a reward of your own in place of `config.reward`;
+    `validator` makes who looks at the model while it trains (chapter validation). Under torchrun every process calls this alike; see chapter launching.
     Raises ValueError for settings or a scheduler that cannot work."""
     check_handover(check_scheduler(scheduler, config.num_inference_steps).timesteps, config)
     if len(data) == 0:
         raise ValueError("posttrain was given no image-pose pairs, but needs at least one")
-    score = score or pose_reward(config, predictor, data, figure)
+    score = score or pose_reward(config, predictor, data, foreground)
     accelerator = accelerator or new_accelerator(config, Path(run_path))
     with accelerator.main_process_first():
         run = RunDirectory(run_path, config, {"adapter to start from": None if start_from is None else Path(start_from) / LORA_FILE})
@@ -361,8 +357,8 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     if config.compile_network:
         unet.compile()
     loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score, data, prompt_embeds, rig, config)
-    watch = None if guard is None else guard(loss.sitters.drawing, score, run)
-    result = optimise(run, loss, config, "posttrain", accelerator, on_step, watch)
+    callback = None if validator is None else validator(loss.samples.drawing, score, run)
+    result = optimise(run, loss, config, "posttrain", accelerator, on_step, callback)
     if accelerator.is_main_process:
         _save_trained(unet, run.path, config)
     accelerator.wait_for_everyone()

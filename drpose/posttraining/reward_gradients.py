@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRADIENT_POINTS', 'STEP_CHOICES', 'ESTIMATORS', 'KL_ON', 'Predict', 'StepTable', 'step_table', 'check_scheduler',
            'step_coefficients', 'gradient_weights', 'Plan', 'PlanSettings', 'spaced_steps', 'random_steps',
-           'last_steps', 'Rollout', 'rollout', 'walk_indices', 'WalkStep', 'walk_step']
+           'last_steps', 'Rollout', 'rollout', 'async_indices', 'AsyncStep', 'async_step']
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #1bff519a
 import copy
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 class StepTable:
     """A DDIM schedule as plain numbers, one entry per step, noisiest step first.
 
-    One step is `next = keep * sample + gain * prediction + spread * noise`; the image seen from it in one jump is
+    One step is `next = keep * sample + gain * prediction + sigma * noise`; the image seen from it in one jump is
     `image_keep * sample + image_gain * prediction`; the forward process there is `signal * image + noise_level * noise`.
     """
 
@@ -32,7 +32,7 @@ class StepTable:
     noise_level: tuple[float, ...]   # sin(phi)
     keep: tuple[float, ...]          # A
     gain: tuple[float, ...]          # B; its size is the leverage of the network's answer on the next sample
-    spread: tuple[float, ...]        # s, zero when eta is 0
+    sigma: tuple[float, ...]        # s, zero when eta is 0
     image_keep: tuple[float, ...]    # the same two numbers for the one-jump estimate of the image
     image_gain: tuple[float, ...]
     noise_gain: tuple[float, ...]    # how far the noise seen from it moves with the answer: 1 for "epsilon", signal for "v_prediction"
@@ -55,14 +55,14 @@ def step_table(
     here = table[timesteps]
     there = torch.where(following >= 0, table[following.clamp(min=0)], torch.as_tensor(own.final_alpha_cumprod).double())
     cos, sin = here.sqrt(), (1 - here).sqrt()
-    spread = eta * ((1 - there) / (1 - here) * (1 - here / there)).clamp(min=0).sqrt()
+    sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).clamp(min=0).sqrt()
     if own.config.prediction_type == "epsilon":
         image, noise = (1 / cos, -sin / cos), (torch.zeros_like(cos), torch.ones_like(cos))
     else:
         image, noise = (cos, -sin), (sin, cos)
-    toward_image, toward_noise = there.sqrt(), (1 - there - spread**2).clamp(min=0).sqrt()
+    toward_image, toward_noise = there.sqrt(), (1 - there - sigma**2).clamp(min=0).sqrt()
     keep, gain = (toward_image * image[n] + toward_noise * noise[n] for n in (0, 1))
-    columns = (cos, sin, keep, gain, spread, *image, noise[1])
+    columns = (cos, sin, keep, gain, sigma, *image, noise[1])
     return StepTable(tuple(timesteps.tolist()), *(tuple(column.tolist()) for column in columns))
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #f54709ff
@@ -107,10 +107,10 @@ def step_coefficients(
     stop: int,                     # the last step that runs
     gradient_point: str = "last",  # one of GRADIENT_POINTS; a chain that is stopped early always shows its estimate
 ) -> tuple[float, float, float]:
-    "(keep, gain, spread) of one step: the sampler's own line, or the one-jump image estimate where the chain is stopped early."
+    "(keep, gain, sigma) of one step: the sampler's own line, or the one-jump image estimate where the chain is stopped early."
     if index == stop and (stop < len(table) - 1 or gradient_point == "estimate"):
         return table.image_keep[index], table.image_gain[index], 0.0
-    return table.keep[index], table.gain[index], table.spread[index]
+    return table.keep[index], table.gain[index], table.sigma[index]
 
 
 def gradient_weights(
@@ -236,7 +236,7 @@ ESTIMATORS: dict[str, Callable[[PlanSettings, torch.Generator | None], Plan]] = 
 KL_ON = ("noise", "prediction")   # what is held near the base: the noise that the answer implies, or the answer as it is
 
 
-def _leash(table: StepTable, kl_on: str) -> tuple[float, ...]:
+def _kl_weights(table: StepTable, kl_on: str) -> tuple[float, ...]:
     "c_i of every step, by which a difference between two answers is multiplied."
     if kl_on not in KL_ON:
         raise ValueError(f"kl_on is {kl_on!r}; it must be one of {', '.join(KL_ON)}.")
@@ -260,7 +260,7 @@ class _Chain:
     predict: Predict
     base_predict: Predict | None
     table: StepTable
-    leash: tuple[float, ...]
+    kl_weights: tuple[float, ...]
     plan: Plan
     timesteps: Tensor           # (T,) int64 on the sample's device, so that no step waits for a copy
     checkpoint_steps: bool
@@ -287,7 +287,7 @@ class _Chain:
         if trained and self.base_predict is not None:
             with torch.no_grad():
                 base = _checked("base_predict", self.base_predict(given.detach(), timestep), sample)
-            self.gaps.append((self.leash[index] * (answer - base)).square().flatten(1).mean(1))
+            self.gaps.append((self.kl_weights[index] * (answer - base)).square().flatten(1).mean(1))
         return answer
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #d0a8d9e2
@@ -296,10 +296,10 @@ def _advance(
     sample: Tensor,   # (B, ...)
     index: int,       # step, 0 = noisiest
 ) -> Tensor:          # (B, ...) the next sample, or the image if this was the last step
-    "One step along the line `keep * sample + gain * prediction + spread * noise`."
-    keep, gain, spread = step_coefficients(chain.table, index, chain.plan.stop, chain.gradient_point)
+    "One step along the line `keep * sample + gain * prediction + sigma * noise`."
+    keep, gain, sigma = step_coefficients(chain.table, index, chain.plan.stop, chain.gradient_point)
     following = keep * sample + gain * chain.ask(sample, index)
-    return following + spread * chain.fresh_noise(sample) if spread > 0 else following
+    return following + sigma * chain.fresh_noise(sample) if sigma > 0 else following
 
 
 def _finish_again(
@@ -369,7 +369,7 @@ def rollout(
     table = check_scheduler(scheduler, num_inference_steps, eta)
     plan = ESTIMATORS[estimator](PlanSettings(num_inference_steps, trained_steps, early_stop, early_stop_least, step_choice, copies), generator)
     timesteps = torch.tensor(table.timesteps, device=noise.device)
-    chain = _Chain(predict, base_predict, table, _leash(table, kl_on), plan, timesteps, checkpoint_steps, generator if noise_generators is None else noise_generators, prefix_predict, gradient_point)
+    chain = _Chain(predict, base_predict, table, _kl_weights(table, kl_on), plan, timesteps, checkpoint_steps, generator if noise_generators is None else noise_generators, prefix_predict, gradient_point)
     sample = noise.detach()
     for index in range(plan.stop + 1):
         sample = _advance(chain, sample, index)
@@ -378,22 +378,22 @@ def rollout(
     return Rollout(torch.cat(images), kl, plan.trained, tuple(table.timesteps[i] for i in plan.trained), plan.stop, plan.copies)
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #7d844161
-def walk_indices(update: int, slots: int, chain: int) -> Tensor:
+def async_indices(update: int, slots: int, chain: int) -> Tensor:
     "The step (slots,), 0 = noisiest, that each of `slots` samples takes at update `update` (from 0), when chains are `chain` steps long."
     offsets = torch.arange(slots) * chain // slots
     return ((update + offsets) % chain).clamp(max=update)
 
 
 @dataclass(frozen=True)
-class WalkStep:
-    "One update's worth of a walk, for B samples."
+class AsyncStep:
+    "One update of asynchronous rollouts, for B samples."
 
     latents: Tensor     # (B, D, V, 4, h, w) one-jump images with their graph: what the reward sees
     kl: Tensor          # (B,) mean squared difference from the base; zeros without base_predict
     following: Tensor   # (B, D, V, 4, h, w) the samples of the next update, without a graph
 
 
-def walk_step(
+def async_step(
     predict: Predict,                      # as in rollout, but the timestep is (B,), one for each sample
     table: StepTable,                      # of check_scheduler; deterministic steps
     samples: Tensor,                       # (B, D, V, 4, h, w)
@@ -401,7 +401,7 @@ def walk_step(
     base_predict: Predict | None = None,   # the frozen start model; None = no KL
     kl_on: str = "noise",                  # what the KL term compares, one of KL_ON
     checkpoint_steps: bool = False,        # recompute the network call in the backward pass
-) -> WalkStep:
+) -> AsyncStep:
     "Train one network call per sample, through the image seen from it in one jump, and move every sample one step on."
     def numbers(column: tuple[float, ...]) -> Tensor:
         return torch.tensor(column, dtype=samples.dtype)[indices].to(samples.device).reshape(-1, *[1] * (samples.ndim - 1))
@@ -413,7 +413,7 @@ def walk_step(
     if base_predict is not None:
         with torch.no_grad():
             base = _checked("base_predict", base_predict(samples, timesteps), samples)
-        kl = (numbers(_leash(table, kl_on)) * (answer - base)).square().flatten(1).mean(1)
+        kl = (numbers(_kl_weights(table, kl_on)) * (answer - base)).square().flatten(1).mean(1)
     image = numbers(table.image_keep) * samples + numbers(table.image_gain) * answer
     following = numbers(table.keep) * samples + numbers(table.gain) * answer.detach()
-    return WalkStep(image, kl, following)
+    return AsyncStep(image, kl, following)

@@ -34,7 +34,7 @@ from ..evaluation.benchmarks import Benchmark, evaluate_latents, generate_latent
 from .post_training import condition_pairs
 
 # %% auto #0
-__all__ = ['Limits', 'Change', 'find_alarms', 'GuardSettings', 'read_guards', 'Guard', 'pair_benchmark']
+__all__ = ['Limits', 'Change', 'find_alarms', 'ValidationSettings', 'read_validation', 'Validator', 'pair_benchmark']
 
 # %% ../../nbs/posttraining/03_validation.ipynb #c59ab26a
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Limits:
     everyday_mm: float = 0.25  # everyday joint error may rise by this share of the base's
     hard_mm: float = 0.05  # hard joint error may rise by this share
     frechet: float = 12.0  # everyday Fréchet distance may become so many times the base's
-    diversity: float = 0.5  # spread over noises must stay above this share of the base's
-    believed: float = 0.25  # share of the reader's gain that the judge must see
+    diversity: float = 0.5  # difference between noises must stay above this share of the base's
+    believed: float = 0.25  # share of the reward's gain that the evaluation predictor must see
     clear: float = 2.0  # standard errors
     patience: int = 2  # looks in a row with an alarm that end the run
 
@@ -70,25 +70,25 @@ def find_alarms(seen: dict[str, Change], diversity: float, limits: Limits) -> li
     "Reasons, one sentence each, from the changes of `psnr`, `sharpness`, `everyday_mm`, `hard_mm`, `frechet`, `reward` and `judge_reward`, and the diversity relative to the base."
     found = []
 
-    def told(name: str, limit: float, sentence: str) -> None:
+    def check(name: str, limit: float, sentence: str) -> None:
         if seen[name].beyond(limit, limits.clear):
             found.append(sentence.format(was=seen[name].before, now=seen[name].before + seen[name].change, change=seen[name].change))
 
-    told("psnr", -limits.psnr_db, "everyday pictures wash out: colour PSNR {was:.1f} -> {now:.1f} dB")
-    told("sharpness", -limits.sharpness * seen["sharpness"].before, "everyday pictures blur: sharpness {was:.2f} -> {now:.2f}")
-    told("everyday_mm", limits.everyday_mm * seen["everyday_mm"].before, "everyday poses are forgotten: joint error {was:.0f} -> {now:.0f} mm")
-    told("hard_mm", limits.hard_mm * seen["hard_mm"].before, "the judge sees dynamic poses get worse: joint error {was:.0f} -> {now:.0f} mm")
-    told("frechet", (limits.frechet - 1) * seen["frechet"].before, "everyday pictures stop looking like people: Fréchet distance {was:.2f} -> {now:.2f}")
+    check("psnr", -limits.psnr_db, "everyday pictures wash out: colour PSNR {was:.1f} -> {now:.1f} dB")
+    check("sharpness", -limits.sharpness * seen["sharpness"].before, "everyday pictures blur: sharpness {was:.2f} -> {now:.2f}")
+    check("everyday_mm", limits.everyday_mm * seen["everyday_mm"].before, "everyday poses are forgotten: joint error {was:.0f} -> {now:.0f} mm")
+    check("hard_mm", limits.hard_mm * seen["hard_mm"].before, "the evaluation predictor sees dynamic poses get worse: joint error {was:.0f} -> {now:.0f} mm")
+    check("frechet", (limits.frechet - 1) * seen["frechet"].before, "everyday pictures stop looking like people: Fréchet distance {was:.2f} -> {now:.2f}")
     if diversity < limits.diversity:
         found.append(f"the noise no longer matters: diversity is {diversity:.2f} of the base's")
     reward, judged = seen["reward"], seen["judge_reward"]
     if reward.change > limits.clear * reward.se and judged.change + limits.clear * judged.se < limits.believed * reward.change:
-        found.append(f"the reward is being fooled: it rose by {reward.change:.3f} on held-out people, the judge by the same recipe sees {judged.change:+.3f}")
+        found.append(f"the reward is being fooled: it rose by {reward.change:.3f} on held-out people, the evaluation predictor by the same recipe sees {judged.change:+.3f}")
     return found
 
 # %% ../../nbs/posttraining/03_validation.ipynb #5ac1d82d
 @dataclass
-class GuardSettings:
+class ValidationSettings:
     "How often, on how many people, and whether an alarm ends the run."
 
     every: int = 50
@@ -103,10 +103,10 @@ class _Draws:
     drawing: HandOver
     scheduler: DDIMScheduler
     vae: AutoencoderKL
-    judge: SkeletonPredictor
+    eval_predictor: SkeletonPredictor
     prompt_embeds: Tensor
     rig: ViewRig
-    settings: GuardSettings
+    settings: ValidationSettings
     benchmarks: dict[str, Benchmark]
     base: dict[str, Tensor]
 
@@ -114,14 +114,14 @@ class _Draws:
         return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name], self.settings.num_inference_steps, seed, rig=self.rig)
 
     def _measure(self, latents: Tensor, name: str) -> PerSample:
-        return evaluate_latents(latents, self.benchmarks[name], self.vae, self.judge, self.rig, self.base[name])
+        return evaluate_latents(latents, self.benchmarks[name], self.vae, self.eval_predictor, self.rig, self.base[name])
 
     def _true_features(self, benchmark: Benchmark):
-        "The judge's features of the true views, None where nobody knows them."
-        return None if benchmark.truth.images is None else evaluate_latents(benchmark.data.latents.float(), benchmark, self.vae, self.judge, self.rig).features
+        "The evaluation predictor's features of the true views, None where nobody knows them."
+        return None if benchmark.truth.images is None else evaluate_latents(benchmark.data.latents.float(), benchmark, self.vae, self.eval_predictor, self.rig).features
 
     @torch.no_grad()
-    def _spread(self, network, drawn: Tensor) -> float:
+    def _diversity(self, network, drawn: Tensor) -> float:
         "Mean squared difference between two drawings of the same everyday people from different noise."
         return float((self._draw(network, "everyday", seed=1) - drawn).square().mean())
 
@@ -132,10 +132,10 @@ class _Draws:
         for timestep in (249, 499, 749):
             noised = self.scheduler.add_noise(drawn, torch.randn(drawn.shape, generator=seeded_generator("guard", timestep)), torch.tensor([timestep]))
             for part in torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1])):
-                joints = self.benchmarks["hard"].told
+                joints = self.benchmarks["hard"].given
                 maps = skeleton_input(network, None if joints is None else joints[part], self.rig)
-                told = (data.photos[part], data.descriptors[part], self.prompt_embeds, *([] if maps is None else [maps]))
-                condition = Condition(*(value.to(network.device, network.dtype) for value in told))
+                inputs = (data.photos[part], data.descriptors[part], self.prompt_embeds, *([] if maps is None else [maps]))
+                condition = Condition(*(value.to(network.device, network.dtype) for value in inputs))
                 now, base = (predict(answer, noised[part].to(network.device, network.dtype), torch.tensor(timestep), condition).float() for answer in (self.drawing, self.drawing.start))
                 gaps.append((now - base).square().flatten(1).mean(1).cpu())
         return float(torch.cat(gaps).mean())
@@ -152,7 +152,7 @@ class _Compares(_Draws):
     "Changes from the base, each with its standard error."
 
     score: PoseScore
-    judge_score: PoseScore
+    eval_score: PoseScore
 
     @torch.no_grad()
     def _gain(self, score: PoseScore, latents: Tensor) -> Change:
@@ -173,7 +173,7 @@ class _Compares(_Draws):
         tables = {name: compare(self.measured[name], self._measure(latents, name), self.truth[name]) for name, latents in drawn.items()}
         wanted = {"psnr": ("everyday", "color_psnr_db"), "sharpness": ("everyday", "sharpness"), "everyday_mm": ("everyday", "mpjpe_mm"), "hard_mm": ("hard", "mpjpe_mm"), "frechet": ("everyday", "frechet"), "drift": ("hard", "drift")}
         found = {name: Change(*(tables[which][metric][key] for key in ("before", "change", "se"))) for name, (which, metric) in wanted.items()}
-        return found | {"reward": self._gain(self.score, drawn["hard"]), "judge_reward": self._gain(self.judge_score, drawn["hard"])}
+        return found | {"reward": self._gain(self.score, drawn["hard"]), "judge_reward": self._gain(self.eval_score, drawn["hard"])}
 
 
 def _scored(score: PoseScore, rig: ViewRig, latents: Tensor, joints: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -183,38 +183,38 @@ def _scored(score: PoseScore, rig: ViewRig, latents: Tensor, joints: Tensor, mas
 # %% ../../nbs/posttraining/03_validation.ipynb #6883eae7
 def _say(line: dict) -> None:
     "A look in one line, and one more for each alarm."
-    begin = f"guard at step {line['step']}:"
+    begin = f"validation at step {line['step']}:"
     print(f"{begin} hard {line['hard_mm']:.0f} mm, everyday {line['everyday_mm']:.0f} mm, {line['psnr']:.2f} dB, sharpness {line['sharpness']:.3f}{', best so far' if line['best'] else ''}", flush=True)
     for alarm in line["alarms"]:
         print(f"{begin} WARNING, {alarm}", flush=True)
 
 
-def read_guards(path: str | Path) -> list[dict]:
+def read_validation(path: str | Path) -> list[dict]:
     "All looks of a run's folder, oldest first."
-    path = Path(path) / "guards.jsonl"
-    return read_lines(path, "the looks of a guard") if path.exists() else []
+    path = Path(path) / "validation.jsonl"
+    return read_lines(path, "the looks of a validator") if path.exists() else []
 
 # %% ../../nbs/posttraining/03_validation.ipynb #146497c2
-class Guard(_Compares):
-    "Looks at the model every so many steps: `Guard(...)(done)` is True if the run should end."
+class Validator(_Compares):
+    "Looks at the model every so many steps: `Validator(...)(done)` is True if the run should end."
 
-    def __init__(self, drawing: HandOver, score: PoseScore, run: RunDirectory, *, scheduler: DDIMScheduler, vae: AutoencoderKL, judge: SkeletonPredictor, prompt_embeds: Tensor,
-                 benchmarks: Callable[[], dict[str, Benchmark]], judge_score: PoseScore, rig: ViewRig = TINY_RIG, settings: GuardSettings | None = None):
-        """`benchmarks()` makes the held-out people, "hard" (poses are enough) and "everyday" (with their true views); `score` is the reward that is trained on, `judge_score` the same recipe read by the judge."""
-        self.drawing, self.score, self.run, self.scheduler, self.vae, self.judge = drawing, score, run, scheduler, vae, judge
-        self.prompt_embeds, self.make_benchmarks, self.judge_score, self.rig, self.settings = prompt_embeds, benchmarks, judge_score, rig, settings or GuardSettings()
-        self.every, self.lines_path, self.lines = self.settings.every, run.path / "guards.jsonl", []
+    def __init__(self, drawing: HandOver, score: PoseScore, run: RunDirectory, *, scheduler: DDIMScheduler, vae: AutoencoderKL, eval_predictor: SkeletonPredictor, prompt_embeds: Tensor,
+                 benchmarks: Callable[[], dict[str, Benchmark]], eval_score: PoseScore, rig: ViewRig = TINY_RIG, settings: ValidationSettings | None = None):
+        """`benchmarks()` makes the held-out people, "hard" (poses are enough) and "everyday" (with their true views); `score` is the reward that is trained on, `eval_score` the same recipe read by the eval_predictor."""
+        self.drawing, self.score, self.run, self.scheduler, self.vae, self.eval_predictor = drawing, score, run, scheduler, vae, eval_predictor
+        self.prompt_embeds, self.make_benchmarks, self.eval_score, self.rig, self.settings = prompt_embeds, benchmarks, eval_score, rig, settings or ValidationSettings()
+        self.every, self.lines_path, self.lines = self.settings.every, run.path / "validation.jsonl", []
 
     def begin(self, step: int) -> None:
         "Draw and measure what the base makes of the held-out people; forget looks after `step`."
-        known = read_guards(self.run.path)
+        known = read_validation(self.run.path)
         self.lines = [line for line in known if line["step"] <= step]
         self._write()
         self.benchmarks = self.make_benchmarks()
         self.base = {name: self._draw(self.drawing.start, name) for name in self.benchmarks}
         self.measured = {name: self._measure(latents, name) for name, latents in self.base.items()}
         self.truth = {name: self._true_features(benchmark) for name, benchmark in self.benchmarks.items()}
-        self.spread = self._spread(self.drawing.start, self.base["everyday"])
+        self.base_diversity = self._diversity(self.drawing.start, self.base["everyday"])
 
     def _write(self) -> None:
         write_atomic(self.lines_path, lambda temporary: temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines)))
@@ -223,30 +223,30 @@ class Guard(_Compares):
     def __call__(self, done: int) -> bool:
         "Look; note what was seen; keep the best; True if the run should end."
         drawn = {name: self._draw(self.drawing, name) for name in self.benchmarks}
-        seen, diversity = self.changes(drawn), self._spread(self.drawing, drawn["everyday"]) / max(self.spread, 1e-12)
+        seen, diversity = self.changes(drawn), self._diversity(self.drawing, drawn["everyday"]) / max(self.base_diversity, 1e-12)
         alarms = find_alarms(seen, diversity, self.settings.limits)
         line = {"step": done, **{name: round(change.before + change.change, 5) for name, change in seen.items()}, "kl": round(self._kl(drawn["hard"]), 6), "diversity": round(diversity, 4), "alarms": alarms}
         line["best"] = not alarms and all(line["judge_reward"] > other["judge_reward"] for other in self.lines if other["best"])
         if line["best"] and getattr(self.drawing.unet, "peft_config", None):
             save_lora(self.drawing.unet, self.run.path / "best")
         for name, latents in drawn.items():
-            self._picture(self.run.path / "guards" / f"{name}-{done:06d}.png", name, latents)
+            self._picture(self.run.path / "validation" / f"{name}-{done:06d}.png", name, latents)
         self.lines.append(line)
         self._write()
         _say(line)
         recent = self.lines[-self.settings.limits.patience :]
         end = self.settings.stop and len(recent) == self.settings.limits.patience and all(one["alarms"] for one in recent)
         if end:
-            print(f"guard at step {done}: the run ends here, because {alarms[0]}", flush=True)
+            print(f"validation at step {done}: the run ends here, because {alarms[0]}", flush=True)
         return end
 
 # %% ../../nbs/posttraining/03_validation.ipynb #9c19032f
 def pair_benchmark(name: str, pairs: PosePairs, people: int, pipeline: MultiViewPipeline, body_model: BodyModel, rig: ViewRig, outlines: bool = False) -> Benchmark:
     "The first `people` of held-out image-pose pairs as a benchmark of poses; with `outlines`, of outlines too (the naked body's, as in training)."
     chosen, unet = torch.utils.data.Subset(pairs, range(people)), pipeline.unet.config
-    told = condition_pairs(chosen, pipeline, body_model, people_at_once(unet.sample_size), rig if outlines else None)
+    conditions = condition_pairs(chosen, pipeline, body_model, people_at_once(unet.sample_size), rig if outlines else None)
     shape = (people, *pipeline.prompt_table.embeds.shape[:2], unet.out_channels, unet.sample_size, unet.sample_size)
     scale = torch.cat([pairs[i]["framing"].scale for i in range(people)])
-    data = LatentSet(torch.full(shape, torch.nan).half(), told.photos, told.descriptors, told.joints, scale)
+    data = LatentSet(torch.full(shape, torch.nan).half(), conditions.photos, conditions.descriptors, conditions.joints, scale)
     photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear", antialias=True)[0].clamp(0, 1) for i in range(people)])
-    return Benchmark(name, GroundTruth(None, told.masks, told.joints, scale), data, is_tilted(told.joints).numpy(), photos, told.told)
+    return Benchmark(name, GroundTruth(None, conditions.masks, conditions.joints, scale), data, is_tilted(conditions.joints).numpy(), photos, conditions.given)

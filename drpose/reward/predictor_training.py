@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
-from ..ground.trainer import WHOLE, LoopConfig, LoopResult, RunDirectory, Share, optimise, require
+from ..ground.trainer import WHOLE_BATCH, LoopConfig, LoopResult, RunDirectory, BatchPart, optimise, require
 from ..people.bodies import SKELETON_JOINTS
 from ..pictures.cameras import ViewRig
 from ..pictures.rendering import skeleton_maps
@@ -55,7 +55,7 @@ class PredictorConfig(LoopConfig):
 
 # %% ../../nbs/reward/03_predictor_training.ipynb #269f2924
 class PredictorLoss(nn.Module):
-    "Map distance of a reader on random objects: clean, noised, rescaled, or (where `estimates` is given) one-step estimates of the base model. A face view behind the body views is not read."
+    "Map distance of a skeleton predictor on random objects: clean, noised, rescaled, or (where `estimates` is given) one-step estimates of the base model. A face view behind the body views is not read."
 
     def __init__(self, predictor: SkeletonPredictor, data: LatentSet, rig: ViewRig, config: PredictorConfig, estimates: LatentSet | None = None):
         super().__init__()
@@ -81,9 +81,9 @@ class PredictorLoss(nn.Module):
         "What training depends on beside its settings."
         return {"skeleton predictor": self.predictor, "objects": self.data, "estimated people": None if self.estimates is None else self.estimates.joints}
 
-    def forward(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
-        generator, device = seeded_generator(self.config.seed, step, "reader", *share.address), self.predictor.device
+        generator, device = seeded_generator(self.config.seed, step, "reader", *part.address), self.predictor.device
         latents, joints = (part.to(device) for part in self._inputs(generator))
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         target = skeleton_maps(joints, self.rig, self.config.sigma)
@@ -98,7 +98,7 @@ class PredictorLoss(nn.Module):
 # %% ../../nbs/reward/03_predictor_training.ipynb #44060e36
 def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory, estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None,
                              accelerator: Accelerator | None = None) -> tuple[SkeletonPredictor, LoopResult]:
-    "Train a reader on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an earlier one. Returns it with its EMA weights. ValueError for data without joints, or of other views than the rig's."
+    "Train a skeleton predictor on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an earlier one. Returns it with its EMA weights. ValueError for data without joints, or of other views than the rig's."
     if data.joints.shape[1:] != (len(SKELETON_JOINTS), 3):
         raise ValueError(f"train_skeleton_predictor was given joints of shape {tuple(data.joints.shape)}, needed (N, {len(SKELETON_JOINTS)}, 3); scans have them where bodies were fitted")
     if not rig.num_views <= data.latents.shape[2] <= rig.num_views + 1:
@@ -121,7 +121,7 @@ def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_emb
         timestep = torch.randint(50, highest_timestep, (1, len(part)), generator=generator).expand(clean.shape[1], -1)
         alpha = scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=generator)
-        condition = Condition(*(told.to(device, unet.dtype) for told in (part.photos, part.descriptors, prompt_embeds)))
+        condition = Condition(*(value.to(device, unet.dtype) for value in (part.photos, part.descriptors, prompt_embeds)))
         velocity = predict(unet, noisy.to(device, unet.dtype), timestep.T.to(device), condition).float().cpu()
         guesses.append((alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity).half())
     return LatentSet(torch.cat(guesses), data.photos, data.descriptors, data.joints, data.scale)

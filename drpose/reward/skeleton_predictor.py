@@ -19,11 +19,11 @@ from ..pictures.cameras import ViewRig, frame_by_diagonal
 from ..pictures.rendering import skeleton_maps
 
 # %% auto #0
-__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'ReaderBlock', 'view_features', 'check_latents', 'SkeletonPredictor',
+__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'PredictorBlock', 'view_features', 'check_latents', 'SkeletonPredictor',
            'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess', 'map_distance', 'PoseScore']
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #f1c2b138
-class ReaderBlock(nn.Module):
+class PredictorBlock(nn.Module):
     "Two 3x3 convolutions with a residual path; the view embedding scales and shifts the features in between."
 
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int):
@@ -42,14 +42,14 @@ class ReaderBlock(nn.Module):
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #0005a8b2
 def view_features(rig: ViewRig, device: torch.device | str | None = None) -> Tensor:
-    "What the reader is told of each view, (V, 5): cosine and sine of the azimuth, of twice the azimuth, and +-1 for mirrored."
+    "What the skeleton predictor knows of each view, (V, 5): cosine and sine of the azimuth, of twice the azimuth, and +-1 for mirrored."
     angle = torch.deg2rad(torch.tensor(rig.azimuths, dtype=torch.float32, device=device))
     mirrored = torch.tensor(rig.mirrored or (False,) * rig.num_views, dtype=torch.float32, device=device) * 2 - 1
     return torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin(), mirrored], -1)
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #e9f5afdf
 def check_latents(latents: Tensor, config, rig: ViewRig) -> None:
-    "ValueError with one sentence unless latents are (B, D, V, C, h, w) for this reader's config and the rig's views."
+    "ValueError with one sentence unless latents are (B, D, V, C, h, w) for this skeleton predictor's config and the rig's views."
     shape, least = tuple(latents.shape), 2 ** (len(config.block_out_channels) - 1)
     if len(shape) != 6 or shape[1] * shape[3] != config.in_channels or shape[2] != rig.num_views:
         raise ValueError(f"SkeletonPredictor needs latents (B, D, V, C, h, w) with D*C = {config.in_channels} and V = {rig.num_views}, found {shape}")
@@ -96,7 +96,7 @@ class _MapReadings:
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #029e2a0f
 class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
-    """Skeleton maps of 23 joints from multi-view latents, view by view (the frozen reader g_skel of DrPose).
+    """Skeleton maps of 23 joints from multi-view latents, view by view (the frozen skeleton predictor g_skel of DrPose).
 
     Latents are (B, D, V, C, h, w) with D = 2 domains (normal, colour); h and w must be divisible by 2 to the number of levels less one."""
 
@@ -109,11 +109,11 @@ class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         previous = widths[0]
         for width in widths:
-            self.down.append(nn.ModuleList([ReaderBlock(previous if i == 0 else width, width, embedding) for i in range(layers_per_block)]))
+            self.down.append(nn.ModuleList([PredictorBlock(previous if i == 0 else width, width, embedding) for i in range(layers_per_block)]))
             previous = width
-        self.middle = nn.ModuleList([ReaderBlock(previous, previous, embedding) for _ in range(2)])
+        self.middle = nn.ModuleList([PredictorBlock(previous, previous, embedding) for _ in range(2)])
         for width in reversed(widths):
-            self.up.append(nn.ModuleList([ReaderBlock(previous + width if i == 0 else width, width, embedding) for i in range(layers_per_block)]))
+            self.up.append(nn.ModuleList([PredictorBlock(previous + width if i == 0 else width, width, embedding) for i in range(layers_per_block)]))
             previous = width
         self.norm_out, self.conv_out = nn.GroupNorm(8, previous), nn.Conv2d(previous, joints, 3, padding=1)
 
