@@ -109,7 +109,7 @@ def test_walk_carries_samples_from_noise_to_image():
     for update in range(5):
         module(update)
         seen.append(module.samples[0, 0].clone())
-    samples = module.samples
+    samples = module.training_samples
     condition = Condition(*(value[[samples.pair(0, 0)]] for value in (samples.data.photos, samples.data.descriptors)), samples.prompt_embeds)
     with torch.no_grad():
         image = denoise(module.unet, module.scheduler, condition, samples.noise(0, 0)[None], 4)[0]
@@ -186,8 +186,8 @@ def test_noise_belongs_to_the_slot():
 
     for size in (1, 3):
         module = loss_module(tiny_parts.config(batch_size=size))
-        module.score, samples = Capture(), module.samples.data
-        module.samples.data = PairConditions(*(value[:1] for value in (samples.photos, samples.descriptors, samples.joints)))  # one pair, so the condition is the same
+        module.score, samples = Capture(), module.training_samples.data
+        module.training_samples.data = PairConditions(*(value[:1] for value in (samples.photos, samples.descriptors, samples.joints)))  # one pair, so the condition is the same
         module(5)
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
     assert (seen[1][0] - seen[1][1]).abs().max() > 0.1

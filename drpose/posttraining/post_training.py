@@ -242,9 +242,9 @@ class _Drawings(nn.Module):
         super().__init__()
         self.unet, self.score, self.scheduler, self.rig, self.config = unet, score, scheduler, rig.resized(data.photos.shape[-1]), config
         drawing = HandOver(unet, base, config.base_below)
-        self.samples = TrainingSamples(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
+        self.training_samples = TrainingSamples(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
         if config.estimator == "async":
-            self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size, *self.samples.shape))
+            self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size, *self.training_samples.shape))
 
     @property
     def device(self) -> torch.device:
@@ -253,13 +253,13 @@ class _Drawings(nn.Module):
     def _rollout(self, update: int, slots: list[int]) -> tuple[Tensor, list[int], Tensor]:
         "From noise to images (n B, D, V, 4, h, w) for the reward, with the pairs (B) that they show and KL terms (B,)."
         config, device = self.config, self.device
-        pairs, noise = [self.samples.pair(update, slot) for slot in slots], torch.stack([self.samples.noise(update, slot) for slot in slots])
+        pairs, noise = [self.training_samples.pair(update, slot) for slot in slots], torch.stack([self.training_samples.noise(update, slot) for slot in slots])
         run = rollout(
             scheduler=self.scheduler, noise=noise.to(device), estimator=config.estimator, num_inference_steps=config.num_inference_steps,
             trained_steps=config.trained_steps, early_stop=config.early_stop, early_stop_least=config.early_stop_least,
             generator=seeded_generator(config.seed, update, "plan"), kl_on=config.kl_on, eta=config.eta, copies=config.copies,
             step_choice=config.step_choice, gradient_point=config.gradient_point, checkpoint_steps=config.checkpointing in ("calls", "both"),
-            noise_generators=[seeded_generator(config.seed, update, slot, "fresh") for slot in slots], **self.samples.networks(pairs, device),
+            noise_generators=[seeded_generator(config.seed, update, slot, "fresh") for slot in slots], **self.training_samples.networks(pairs, device),
         )  # fmt: skip
         return run.latents, pairs, run.kl
 
@@ -267,11 +267,11 @@ class _Drawings(nn.Module):
         "The same for samples under way: images (B, D, V, 4, h, w), pairs (B), KL terms (B,)."
         table, samples = check_scheduler(self.scheduler, self.config.num_inference_steps), self.samples[part.micro]
         indices = async_indices(update, len(slots) * part.count, len(table) + 1 - self.config.early_stop_least)[slots]
-        pairs = [self.samples.pair(update - index, slot) for slot, index in zip(slots, indices.tolist(), strict=True)]
+        pairs = [self.training_samples.pair(update - index, slot) for slot, index in zip(slots, indices.tolist(), strict=True)]
         for place in torch.nonzero(indices == 0).flatten().tolist():
-            samples[place] = self.samples.noise(update, slots[place])
+            samples[place] = self.training_samples.noise(update, slots[place])
         now = samples.clone()
-        networks = self.samples.networks(pairs, now.device)
+        networks = self.training_samples.networks(pairs, now.device)
         step = async_step(networks["predict"], table, now, indices, networks["base_predict"], self.config.kl_on, self.config.checkpointing in ("calls", "both"))
         finite = torch.isfinite(step.following).flatten(1).all(1)  # a sample with a broken answer stays where it was
         samples.copy_(torch.where(finite.reshape(-1, 1, 1, 1, 1, 1), step.following, now))
@@ -283,7 +283,7 @@ class PostTrainLoss(_Drawings):
 
     def sources(self) -> dict:
         "What a run depends on beside its settings."
-        return {"network": self.unet, "reward": [type(self.score).__name__, self.score], "pairs": self.samples.data.digest(), "prompts": self.samples.prompt_embeds, "scheduler": json.loads(self.scheduler.to_json_string())}
+        return {"network": self.unet, "reward": [type(self.score).__name__, self.score], "pairs": self.training_samples.data.digest(), "prompts": self.training_samples.prompt_embeds, "scheduler": json.loads(self.scheduler.to_json_string())}
 
     def forward(self, update: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of one part of an update; logs the reward and the KL term."
@@ -297,7 +297,7 @@ class PostTrainLoss(_Drawings):
 
     def reward(self, images: Tensor, pairs: list[int]) -> Tensor:
         "Of images (n B, D, V, 4, h, w) that show `pairs` (B): (n B,). A face view behind the body views is not read."
-        data, copies = self.samples.data, len(images) // len(pairs)
+        data, copies = self.training_samples.data, len(images) // len(pairs)
         joints = data.joints[pairs].repeat(copies, 1, 1).to(images.device)
         masks = () if data.masks is None else (data.masks[pairs].repeat(copies, 1, 1, 1).to(images.device),)
         return self.score(images[:, :, : self.rig.num_views], joints, self.rig, *masks)
@@ -357,7 +357,7 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     if config.compile_network:
         unet.compile()
     loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score, data, prompt_embeds, rig, config)
-    callback = None if validator is None else validator(loss.samples.drawing, score, run)
+    callback = None if validator is None else validator(loss.training_samples.drawing, score, run)
     result = optimise(run, loss, config, "posttrain", accelerator, on_step, callback)
     if accelerator.is_main_process:
         _save_trained(unet, run.path, config)
