@@ -32,7 +32,8 @@ import tiny_parts  # noqa: E402
 from project_files import NOTEBOOKS, code_cells, parameter_cells, source  # noqa: E402
 
 import drpose  # noqa: E402
-from drpose import metrics, posespace  # noqa: E402
+from drpose.evaluation import metrics  # noqa: E402
+from drpose.people import pose_space  # noqa: E402
 from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
 from drpose.pairs.animators import RenderAnimator  # noqa: E402
 from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle, z_up_to_y_up
@@ -394,7 +395,7 @@ def varied(device, folder):
     scan.vertices, scan.faces, scan.colors = scan.vertices.to(device), scan.faces.to(device), scan.colors.to(device)
     colors, normals_seen = render_scan(scan, 32)
     return {
-        "noisy": posespace.add_noise(angles, normals, 1.0), "clamped": posespace.clamp_to_limits(angles), "mixed": posespace.mix(drawn[:2], drawn[2:], 0.3).axis_angles, "perturbed": posespace.perturb(drawn, seeds(2)).axis_angles,
+        "noisy": pose_space.add_noise(angles, normals, 1.0), "clamped": pose_space.clamp_to_limits(angles), "mixed": pose_space.mix(drawn[:2], drawn[2:], 0.3).axis_angles, "perturbed": pose_space.perturb(drawn, seeds(2)).axis_angles,
         "rotated": rotate_joint(drawn, [16, 17, 18, 19], 20.0).axis_angles, "leaned": lean(drawn, 3).axis_angles, "upright": torch.tensor(upright_share(drawn)), "photo": resample_photo(photo, framed), "alpha": alpha_of(photo),
         "white": on_white(photo), "colors": colors, "normals": normals_seen_from(normals_seen, 45.0),
     }  # fmt: skip

@@ -76,5 +76,5 @@ def test_tables_are_read_from_files(tmp_path):
     (tmp_path / "kl_weight=0-seed0.json").write_text("{}")  # not finished: two seeds are missing
     found = read_runs(tmp_path)
     assert sorted(found) == ["kl_weight=1", "reference"]
-    table = question_table("Does the leash matter?", found, {"hard, mm": ("hard", "mpjpe_mm")})
+    table = question_table("Does the KL penalty matter?", found, {"hard, mm": ("hard", "mpjpe_mm")})
     assert list(table) == ["KL 0.1", "KL 1"] and table["KL 1"]["hard, mm"].clear and abs(table["KL 1"]["hard, mm"].change - 20) < 2

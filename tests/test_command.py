@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drpose import command
+from drpose.ground import command
 from drpose.ground.command import (find_preset, job_notebooks, job_parameters, job_presets, main, read_preset,
                                    settings_of)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drpose import metrics
+from drpose.evaluation import metrics
 from drpose.people.bodies import SMPLX_JOINT_NAMES
 
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from drpose import model_files
+from drpose.ground import model_files
 from drpose.ground.model_files import embedded_models, load_model, weight_files
 from drpose.multiview.unet import LORA_FILE, MultiViewUNet, load_lora, lora_targets, merged, save_lora
 from drpose.multiview.pipeline import MultiViewPipeline

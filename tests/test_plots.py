@@ -9,12 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from drpose import viewers
+from drpose.evaluation import comparison
+from drpose.pictures import plots
 from drpose.ground.files import read_lines
 from drpose.people.bodies import SMPLX_JOINT_NAMES
 from drpose.pictures.cameras import FOUR_VIEWS
 
-LEFT, RIGHT = (matplotlib.colors.to_rgb(color) for color in (viewers.LEFT_COLOR, viewers.RIGHT_COLOR))
+LEFT, RIGHT = (matplotlib.colors.to_rgb(color) for color in (plots.LEFT_COLOR, plots.RIGHT_COLOR))
 
 
 def flat(*rgb, size=8):
@@ -30,30 +31,30 @@ def contains(sheet, rgb, box):
 def test_to_image_keeps_axes_and_clips():
     image = torch.zeros(3, 4, 6)
     image[0, 0, 5], image[2, 3, 0] = 1.4, 0.5                  # red beyond 1 at the top right, blue at the bottom left
-    picture = viewers.to_image(image)
+    picture = plots.to_image(image)
     assert picture.size == (6, 4) and picture.getpixel((5, 0)) == (255, 0, 0) and picture.getpixel((0, 3)) == (0, 0, 128)
-    assert viewers.to_image(image, scale=2, resample="nearest").getpixel((11, 0)) == (255, 0, 0)
-    assert viewers.to_image(torch.ones(4, 6)).getpixel((0, 0)) == (255, 255, 255)
+    assert plots.to_image(image, scale=2, resample="nearest").getpixel((11, 0)) == (255, 0, 0)
+    assert plots.to_image(torch.ones(4, 6)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_save_png_is_small_and_leaves_no_part(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
-    full, small = viewers.save_png(noise, tmp_path / "new" / "a.png"), viewers.save_png(noise, tmp_path / "b.png", colors=16)
+    full, small = plots.save_png(noise, tmp_path / "new" / "a.png"), plots.save_png(noise, tmp_path / "b.png", colors=16)
     assert Image.open(full).convert("RGB").tobytes() == noise.tobytes() and small.stat().st_size < full.stat().st_size / 3
     assert not list(tmp_path.glob("**/*.part"))
 
 
 def test_joint_colors():
     for joint, name in enumerate(SMPLX_JOINT_NAMES):
-        expected = viewers.LEFT_COLOR if name.startswith("left") else viewers.RIGHT_COLOR if name.startswith("right") else viewers.MIDDLE_COLOR
-        assert viewers.joint_color(joint) == expected
+        expected = plots.LEFT_COLOR if name.startswith("left") else plots.RIGHT_COLOR if name.startswith("right") else plots.MIDDLE_COLOR
+        assert plots.joint_color(joint) == expected
 
 
 def test_tint_maps_paints_each_joint_in_its_colour():
     maps = torch.zeros(23, 8, 8)
     maps[20, 2, 6] = 1.0                                       # left wrist
     maps[21, 5, 1] = 1.0                                       # right wrist
-    image = viewers.tint_maps(flat(1, 1, 1), maps)
+    image = plots.tint_maps(flat(1, 1, 1), maps)
     assert torch.allclose(image[:, 2, 6], torch.tensor(LEFT), atol=1e-3) and torch.allclose(image[:, 5, 1], torch.tensor(RIGHT), atol=1e-3)
     assert image[:, 0, 0].tolist() == [1, 1, 1]
 
@@ -62,7 +63,7 @@ def test_sheet_places_photo_groups_and_views():
     size, photos = 8, torch.stack([flat(0, 0, 0), flat(0.2, 0.2, 0.2)])
     colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
     base = torch.stack([torch.stack([flat(*c) for c in colors]), torch.stack([flat(*c) for c in colors.flip(0)])])
-    sheet = viewers.contact_sheet(photos, {"base": base, "true": 1 - base}, scale=1, resample="nearest")
+    sheet = plots.contact_sheet(photos, {"base": base, "true": 1 - base}, scale=1, resample="nearest")
     height = sheet.height
     lower = height - (size + 3)                                # top of the second block's images is close to this
     left_base = 10 + 9 + 10
@@ -79,7 +80,7 @@ def test_sheet_turns_mirrored_views_back():
     half[1:, :, :4] = 0                                        # red at image-left
     views = half.expand(1, 4, 3, 8, 8)
     rig = FOUR_VIEWS.with_mirrored((False, False, True, True))
-    sheet = viewers.contact_sheet(half[None], {"only": views}, rig=rig, scale=1, resample="nearest")
+    sheet = plots.contact_sheet(half[None], {"only": views}, rig=rig, scale=1, resample="nearest")
     top = sheet.height - 11
     for view, flipped in enumerate((False, False, True, True)):
         start = 29 + view * 9
@@ -89,8 +90,8 @@ def test_sheet_turns_mirrored_views_back():
 
 def test_sheet_with_domains_labels_and_file(tmp_path):
     views = torch.rand(3, 2, 4, 3, 16, 16)
-    sheet = viewers.contact_sheet(views[:, 1, 0], {"base": views, "true": views}, labels=["a", "b", "c"], rig=FOUR_VIEWS, path=tmp_path / "sheet.png")
-    single = viewers.contact_sheet(views[:, 1, 0], {"base": views[:, 1], "true": views[:, 1]}, labels=["a", "b", "c"], rig=FOUR_VIEWS)
+    sheet = plots.contact_sheet(views[:, 1, 0], {"base": views, "true": views}, labels=["a", "b", "c"], rig=FOUR_VIEWS, path=tmp_path / "sheet.png")
+    single = plots.contact_sheet(views[:, 1, 0], {"base": views[:, 1], "true": views[:, 1]}, labels=["a", "b", "c"], rig=FOUR_VIEWS)
     assert sheet.width == single.width and sheet.height > 1.4 * single.height
     assert Image.open(tmp_path / "sheet.png").size == sheet.size
 
@@ -98,28 +99,28 @@ def test_sheet_with_domains_labels_and_file(tmp_path):
 def test_skeleton_has_left_at_image_right_from_the_front():
     joints = torch.zeros(23, 3)
     joints[20, 0], joints[21, 0] = 1.0, -1.0                   # left wrist on +X, right wrist on -X; elbows at 0
-    front, back, side = viewers.plot_skeleton(joints, azimuths=(0, 180, 90)).axes
+    front, back, side = plots.plot_skeleton(joints, azimuths=(0, 180, 90)).axes
     reach = lambda axis, color: sum(line.get_xdata().sum() for line in axis.lines if line.get_color() == color)
-    assert reach(front, viewers.LEFT_COLOR) == pytest.approx(1) and reach(front, viewers.RIGHT_COLOR) == pytest.approx(-1)
-    assert reach(back, viewers.LEFT_COLOR) == pytest.approx(-1) and reach(side, viewers.LEFT_COLOR) == pytest.approx(0, abs=1e-6)
+    assert reach(front, plots.LEFT_COLOR) == pytest.approx(1) and reach(front, plots.RIGHT_COLOR) == pytest.approx(-1)
+    assert reach(back, plots.LEFT_COLOR) == pytest.approx(-1) and reach(side, plots.LEFT_COLOR) == pytest.approx(0, abs=1e-6)
     joints[10] = torch.tensor([0.0, 0.0, 1.0])                 # a foot toward +Z, the front: at image-left when seen from +X
-    assert min(line.get_xdata().min() for line in viewers.plot_skeleton(joints, azimuths=(90,)).axes[0].lines) == pytest.approx(-1)
-    assert max(line.get_xdata().max() for line in viewers.plot_skeleton(joints, azimuths=(270,)).axes[0].lines) == pytest.approx(1)
-    order = [line.get_color() for line in side.lines if line.get_color() != viewers.MIDDLE_COLOR]
-    assert order[-1] == viewers.LEFT_COLOR and order[0] == viewers.RIGHT_COLOR             # from +X her left is near, so it is drawn last
-    assert len(viewers.plot_skeleton(joints, truth=joints).axes[0].lines) == 44
+    assert min(line.get_xdata().min() for line in plots.plot_skeleton(joints, azimuths=(90,)).axes[0].lines) == pytest.approx(-1)
+    assert max(line.get_xdata().max() for line in plots.plot_skeleton(joints, azimuths=(270,)).axes[0].lines) == pytest.approx(1)
+    order = [line.get_color() for line in side.lines if line.get_color() != plots.MIDDLE_COLOR]
+    assert order[-1] == plots.LEFT_COLOR and order[0] == plots.RIGHT_COLOR             # from +X her left is near, so it is drawn last
+    assert len(plots.plot_skeleton(joints, truth=joints).axes[0].lines) == 44
 
 
 def test_show_views_takes_one_or_many_rows():
-    assert len(viewers.show_views(torch.rand(4, 3, 8, 8), titles=FOUR_VIEWS).axes) == 4
-    assert len(viewers.show_views(torch.rand(2, 4, 3, 8, 8), overlay=torch.rand(2, 4, 23, 4, 4)).axes) == 8
-    figure = viewers.show_views(torch.rand(4, 8, 8) > 0.5, titles=FOUR_VIEWS)
+    assert len(plots.show_views(torch.rand(4, 3, 8, 8), titles=FOUR_VIEWS).axes) == 4
+    assert len(plots.show_views(torch.rand(2, 4, 3, 8, 8), overlay=torch.rand(2, 4, 23, 4, 4)).axes) == 8
+    figure = plots.show_views(torch.rand(4, 8, 8) > 0.5, titles=FOUR_VIEWS)
     assert [axis.get_title() for axis in figure.axes] == ["front", "right", "back", "left"]
 
 
 def test_mesh_figure_is_small_and_colored():
     vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]])
-    figure = viewers.mesh_figure(vertices, torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
+    figure = plots.mesh_figure(vertices, torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]))
     mesh = figure.data[0]
     assert list(mesh.vertexcolor) == ["#f00", "#0f0", "#00f"] and mesh.y[2] == 2 and mesh.x.dtype == np.float32
     assert figure.layout.scene.camera.up.y == 1 and figure.layout.scene.camera.eye.z > 0
@@ -131,7 +132,7 @@ def test_curves_reads_metrics_and_forgives_only_a_cut_last_line(tmp_path):
     rows = [{"step": s, "loss": 1.0 / (s + 1), "name": "x", "flag": True} for s in range(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 20, "lo')
     assert read_lines(path) == rows
-    figure = viewers.curves({"a": path, "b": path})
+    figure = plots.curves({"a": path, "b": path})
     assert [axis.get_title() for axis in figure.axes] == ["loss"] and len(figure.axes[0].lines) == 4
     assert figure.axes[0].lines[0].get_ydata()[-1] == pytest.approx(1 / 20)
     path.write_text('{"step": 0, "loss": 1}\n{"step"\n{"step": 2, "loss": 1}\n')
@@ -141,7 +142,7 @@ def test_curves_reads_metrics_and_forgives_only_a_cut_last_line(tmp_path):
 
 def test_effect_figure_draws_the_numbers():
     part = lambda value: {"mpjpe_mm": value, "mpjpe_mm_ci95": [value - 5, value + 5], "color_psnr_db": value / 10}
-    figure = viewers.effect_figure({"hard": {"before": part(500), "after": part(400)}, "everyday": {"before": part(200), "after": part(205)}, "seconds": 3, "config": {"a": 1}})
+    figure = comparison.effect_figure({"hard": {"before": part(500), "after": part(400)}, "everyday": {"before": part(200), "after": part(205)}, "seconds": 3, "config": {"a": 1}})
     assert isinstance(figure, Figure) and [axis.get_title().split(" (")[0] for axis in figure.axes] == ["MPJPE mm", "PSNR dB"]
     assert "lower" in figure.axes[0].get_title() and "higher" in figure.axes[1].get_title()
     assert [bar.get_height() for bar in figure.axes[0].patches] == [500, 400, 200, 205]
@@ -150,18 +151,18 @@ def test_effect_figure_draws_the_numbers():
 @pytest.mark.parametrize(
     "call, error, word",
     [
-        (lambda: viewers.to_image(torch.zeros(4, 8, 8)), ValueError, "to_image"),
-        (lambda: viewers.to_image(torch.full((3, 8, 8), float("nan"))), ValueError, "finite"),
-        (lambda: viewers.show_views(torch.zeros(8, 8)), ValueError, "show_views"),
-        (lambda: viewers.plot_skeleton(torch.zeros(10, 3)), ValueError, "plot_skeleton"),
-        (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {}), ValueError, "contact_sheet"),
-        (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(3, 4, 3, 8, 8)}), ValueError, "contact_sheet"),
-        (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8), "b": torch.rand(2, 3, 3, 8, 8)}), ValueError, "contact_sheet"),
-        (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8)}, labels=["one"]), ValueError, "labels"),
-        (lambda: viewers.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8)}, rig=FOUR_VIEWS.__class__((0, 90))), ValueError, "views"),
-        (lambda: viewers.mesh_figure(torch.zeros(3, 3), torch.tensor([[0, 1, 5]])), ValueError, "below N"),
+        (lambda: plots.to_image(torch.zeros(4, 8, 8)), ValueError, "to_image"),
+        (lambda: plots.to_image(torch.full((3, 8, 8), float("nan"))), ValueError, "finite"),
+        (lambda: plots.show_views(torch.zeros(8, 8)), ValueError, "show_views"),
+        (lambda: plots.plot_skeleton(torch.zeros(10, 3)), ValueError, "plot_skeleton"),
+        (lambda: plots.contact_sheet(torch.rand(2, 3, 8, 8), {}), ValueError, "contact_sheet"),
+        (lambda: plots.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(3, 4, 3, 8, 8)}), ValueError, "contact_sheet"),
+        (lambda: plots.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8), "b": torch.rand(2, 3, 3, 8, 8)}), ValueError, "contact_sheet"),
+        (lambda: plots.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8)}, labels=["one"]), ValueError, "labels"),
+        (lambda: plots.contact_sheet(torch.rand(2, 3, 8, 8), {"a": torch.rand(2, 4, 3, 8, 8)}, rig=FOUR_VIEWS.__class__((0, 90))), ValueError, "views"),
+        (lambda: plots.mesh_figure(torch.zeros(3, 3), torch.tensor([[0, 1, 5]])), ValueError, "below N"),
         (lambda: read_lines("no/such/metrics.jsonl"), FileNotFoundError, "no/such"),
-        (lambda: viewers.effect_figure({"seconds": 3}), ValueError, "before"),
+        (lambda: comparison.effect_figure({"seconds": 3}), ValueError, "before"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, error, word):
@@ -173,4 +174,4 @@ def test_bad_input_gets_one_sentence(call, error, word):
 @pytest.mark.parametrize("change", [lambda x: 2 * x - 1, lambda x: 255 * x])
 def test_pictures_in_another_range_are_not_drawn(change):
     with pytest.raises(ValueError, match="to_image: the values of pictures must lie in"):
-        viewers.to_image(change(torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))))
+        plots.to_image(change(torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))))

@@ -16,7 +16,7 @@ import trimesh
 from PIL import Image
 from safetensors.torch import load_file
 
-from drpose import scans
+from drpose.multiview import scans
 from drpose.ground.provenance import alone
 from drpose.ground.model_files import embedded_models
 from drpose.people.bodies import load_body
