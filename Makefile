@@ -1,7 +1,7 @@
 # make demo             set up, then run the main job on the embedded tiny world
 # make test             set up, then run the tests, every notebook and every run notebook
 # make test-oldest      the tests of model files, with the oldest libraries that are allowed, in an environment of their own
-# make lab              set up, then open the notebooks in JupyterLab
+# make lab              set up, then open the front door, nbs/00_drpose.ipynb, in JupyterLab
 # make setup            only set up: an environment in .venv with the package and its tools
 # make weights          train the tiny models of the package again (many hours), then put them in place
 # make export           notebooks -> drpose/*.py
@@ -73,7 +73,7 @@ weights: setup
 	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny
 
 lab: setup
-	@$(ENV_PYTHON) -m jupyterlab --notebook-dir=nbs
+	@$(ENV_PYTHON) -m jupyterlab nbs/00_drpose.ipynb
 
 export: setup
 	@$(VENV)/bin/nbdev_export
