@@ -36,15 +36,13 @@ from drpose.evaluation import metrics  # noqa: E402
 from drpose.people import pose_space  # noqa: E402
 from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
 from drpose.pairs.animators import RenderAnimator  # noqa: E402
-from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle, z_up_to_y_up
+from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
 from drpose.people.pose_sets import draw_set, lean
-from drpose.pictures.cameras import (TINY_RIG, ViewRig, alpha_of, frame_by_diagonal, frame_photo, resample_photo,
-                                     triangulate)
+from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
 from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
 from drpose.evaluation.views import drift, metrics_of_joints
-from drpose.evaluation.comparison import body_tilt
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
 from drpose.posttraining.validation import pair_benchmark  # noqa: E402
 from drpose.ground.provenance import digest_of  # noqa: E402
@@ -124,7 +122,7 @@ def bodies(device, folder):
     mesh = mesh_figure(found.vertices[0], body.faces)
     plot_skeleton(joints[0])
     return {
-        "vertices": found.vertices, "joints": body.joints(poses), "turned": z_up_to_y_up(poses, body.joints(poses.rest(len(poses)))[:, 0]).axis_angles, "normals": views.normals, "colors": views.colors, "masks": views.masks, "maps": maps, "points": points,
+        "vertices": found.vertices, "joints": body.joints(poses), "normals": views.normals, "colors": views.colors, "masks": views.masks, "maps": maps, "points": points,
         "triangulated": back, "there and back": framing.invert(framing.apply(found.vertices)), "regions": clothing_regions(body), "mesh": torch.tensor(mesh is not None),
     }  # fmt: skip
 
@@ -143,7 +141,7 @@ def poses(device, folder):
     joints = body.joints(drawn)
     features, spread = pose_features(joints), diversity(joints)
     return {
-        "features": features, "chosen": farthest_point_sampling(features, 3), "geodesic": geodesic_features(drawn), "difficulty": pose_difficulty(joints), "tilt": body_tilt(joints[:, :23]),
+        "features": features, "chosen": farthest_point_sampling(features, 3), "geodesic": geodesic_features(drawn), "difficulty": pose_difficulty(joints), 
         "spread": torch.tensor([value for value in vars(spread).values() if isinstance(value, float)]), "angles": matrix_to_axis_angle(axis_angle_to_matrix(drawn.axis_angles)),
         "limits": limit_violation(drawn.axis_angles), "collisions": self_collision(joints),
     }  # fmt: skip
@@ -391,12 +389,11 @@ def varied(device, folder):
     photo = torch.zeros(2, 4, 60, 40)
     photo[..., 10:50, 10:30] = torch.rand(2, 4, 40, 20, generator=seeds(1)) * 0.4 + 0.6
     photo, scan = photo.to(device), read_scan(tiny_parts.colored_box(folder / "box.ply"))
-    framed = frame_photo(photo, 50, 64)
     scan.vertices, scan.faces, scan.colors = scan.vertices.to(device), scan.faces.to(device), scan.colors.to(device)
     colors, normals_seen = render_scan(scan, 32)
     return {
-        "noisy": pose_space.add_noise(angles, normals, 1.0), "clamped": pose_space.clamp_to_limits(angles), "mixed": pose_space.mix(drawn[:2], drawn[2:], 0.3).axis_angles, "perturbed": pose_space.perturb(drawn, seeds(2)).axis_angles,
-        "rotated": rotate_joint(drawn, [16, 17, 18, 19], 20.0).axis_angles, "leaned": lean(drawn, 3).axis_angles, "upright": torch.tensor(upright_share(drawn)), "photo": resample_photo(photo, framed), "alpha": alpha_of(photo),
+        "noisy": pose_space.add_noise(angles, normals, 1.0), "mixed": pose_space.mix(drawn[:2], drawn[2:], 0.3).axis_angles, "perturbed": pose_space.perturb(drawn, seeds(2)).axis_angles,
+        "rotated": rotate_joint(drawn, [16, 17, 18, 19], 20.0).axis_angles, "leaned": lean(drawn, 3).axis_angles, "upright": torch.tensor(upright_share(drawn)), 
         "white": on_white(photo), "colors": colors, "normals": normals_seen_from(normals_seen, 45.0),
     }  # fmt: skip
 

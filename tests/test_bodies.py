@@ -15,7 +15,7 @@ import drpose
 from drpose.ground.files import read_npz
 from drpose.people.bodies import (MIRRORED_JOINTS, PACKED_FIELDS, PARTS, SMPLX_FIELDS, SMPLX_JOINT_NAMES,
                                   SMPLX_PARENTS, Z_UP_TO_Y_UP, BodyModel, Pose, axis_angle_to_matrix, load_body,
-                                  matrix_to_axis_angle, pack_body, unpack_body, z_up_to_y_up)
+                                  matrix_to_axis_angle, pack_body, unpack_body)
 
 ASSETS = Path(drpose.__file__).parent / "assets"
 JOINT = {name: index for index, name in enumerate(SMPLX_JOINT_NAMES)}
@@ -216,9 +216,9 @@ def test_rotated_turns_everything_about_the_origin(body):
 
 def test_z_up_archives_stand_up(body):
     lying = Pose.from_parts(global_orient=torch.tensor([[torch.pi / 2, 0.0, 0.0]]), transl=torch.tensor([[1.0, 2.0, 3.0]]))
-    joints = body.joints(z_up_to_y_up(lying))[0]
+    joints = body.joints(lying.rotated(Z_UP_TO_Y_UP))[0]
     assert joints[JOINT["head"], 1] > joints[JOINT["left_ankle"], 1] + 1 and joints[JOINT["left_hip"], 0] > joints[JOINT["right_hip"], 0]
-    assert torch.equal(z_up_to_y_up(lying).transl, torch.tensor([[1.0, 3.0, -2.0]]))  # height 3 stays the height
+    assert torch.equal(lying.rotated(Z_UP_TO_Y_UP).transl, torch.tensor([[1.0, 3.0, -2.0]]))  # height 3 stays the height
     assert torch.allclose(Z_UP_TO_Y_UP @ Z_UP_TO_Y_UP.T, torch.eye(3)) and Z_UP_TO_Y_UP.det() == 1
 
 

@@ -11,7 +11,8 @@ from drpose.people.bodies import Pose, load_body
 from drpose.people.pose_sets import draw_set
 from drpose.pictures.cameras import TINY_RIG
 from drpose.reward.rewards import RewardSum
-from drpose.reward.calibration import (ANGLES, TURNED, blurred, calibrate, mirrored_joints, rank_correlation,
+from drpose.people.bodies import MIRRORED_SKELETON
+from drpose.reward.calibration import (ANGLES, TURNED, blurred, calibrate, rank_correlation,
                                        rotate_joint, without_forearm)
 
 
@@ -43,8 +44,8 @@ def test_the_forearm_is_gone_and_nothing_else():
 
 def test_mirrored_joints_exchange_sides_only():
     joints = torch.arange(23.0)[None, :, None].expand(1, 23, 3)
-    swapped = mirrored_joints(joints)[0, :, 0]
-    assert swapped[0] == 0 and swapped[1] == 2 and swapped[16] == 17 and swapped[20] == 21 and torch.equal(mirrored_joints(mirrored_joints(joints)), joints)
+    swapped = joints[:, list(MIRRORED_SKELETON)][0, :, 0]
+    assert swapped[0] == 0 and swapped[1] == 2 and swapped[16] == 17 and swapped[20] == 21 and [MIRRORED_SKELETON[joint] for joint in MIRRORED_SKELETON] == list(range(23))
 
 
 def test_rank_correlation_is_spearmans():

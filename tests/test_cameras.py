@@ -8,7 +8,7 @@ import pytest
 import torch
 from drpose.people.bodies import load_body
 from drpose.pictures.cameras import (FOUR_VIEWS, SIX_VIEWS, VIEW_NAMES, Framing, ViewRig, frame_by_diagonal,
-                                     frame_photo, resample_photo, triangulate, view_axes)
+                                     triangulate, view_axes)
 from safetensors.torch import load_file
 
 FIXTURE = Path(__file__).resolve().parents[2] / "shared" / "fixtures" / "pshuman" / "pshuman_preproc_cam.json"
@@ -205,34 +205,6 @@ def test_framing_slices_keep_the_batch():
     assert framing[1].apply(torch.tensor([[[4.0, 5.0, 6.0]]])).tolist() == [[[2, 2, 2]]]
 
 
-@pytest.mark.parametrize("shape, longest", [((60, 20), "rows"), ((10, 90), "columns")])
-def test_photo_rule(shape, longest):
-    photo = torch.zeros(4, 120, 200)
-    photo[:, 30 : 30 + shape[0], 50 : 50 + shape[1]] = torch.tensor([0.2, 0.4, 0.6, 1.0])[:, None, None]
-    placed = frame_photo(photo)
-    framed = resample_photo(photo[None], placed)[0]
-    covered = framed[3] > 0.5
-    rows, columns = (covered.any(axis).nonzero().flatten() for axis in (1, 0))
-    extent = {"rows": rows, "columns": columns}
-    assert extent[longest].max() - extent[longest].min() + 1 == 740  # of 768
-    assert rows.min() + rows.max() == 767 and columns.min() + columns.max() == 767  # centred
-    torch.testing.assert_close(framed[:3, covered], torch.tensor([0.2, 0.4, 0.6])[:, None].expand(-1, int(covered.sum())), atol=1e-5, rtol=0)
-    # the box's edges, as pixels and as a mask
-    ends = placed.apply(torch.tensor([[[50.0, 30.0], [50.0 + shape[1], 30.0 + shape[0]]]]))
-    assert (ends[0, 1] - ends[0, 0]).max().item() == pytest.approx(740, abs=1e-3) and (ends.mean(1) - 384).abs().max() < 1e-3
-    torch.testing.assert_close(frame_photo(photo[3], 740, 768).offset, placed.offset)
-
-
-def test_photo_frame_of_a_render_moves_points_as_it_moves_pixels():
-    points, rig = random_points(1, 6), ViewRig((0,), image_size=200)
-    mask = torch.zeros(200, 200)
-    mask[40:160, 100:130] = 1
-    placed = frame_photo(mask, crop_size=185, frame=192)
-    framed = placed.framing(rig).apply(points)
-    torch.testing.assert_close(rig.resized(192).project(framed)[:, 0], placed.apply(rig.project(points)[:, 0]), atol=1e-3, rtol=0)
-    assert torch.allclose(framed[..., 2] / points[..., 2], placed.framing(rig).scale)  # depth is scaled alike
-
-
 # --- bad input ----------------------------------------------------------------------------------------------------------------------------
 
 P = torch.zeros
@@ -257,10 +229,6 @@ BAD = {
     "one body": (lambda: frame_by_diagonal(P(3)), "vertices"),
     "coinciding": (lambda: frame_by_diagonal(P(1, 5, 3)), "coincide"),
     "nan vertices": (lambda: frame_by_diagonal(torch.full((1, 5, 3), math.nan)), "finite"),
-    "empty photo": (lambda: frame_photo(P(4, 8, 8)), "no person"),
-    "crop too large": (lambda: frame_photo(P(8, 8) + 1, crop_size=800), "crop_size is 800"),
-    "photo shape": (lambda: frame_photo(P(8)), "image has shape"),
-    "no alpha": (lambda: resample_photo(P(1, 3, 8, 8), frame_photo(P(8, 8) + 1)), "alpha channel"),
 }
 
 
@@ -303,18 +271,3 @@ def test_camera_directions_agree_with_pshumans_training_renders(upstream):
         matrix, rig = upstream[1][f"cam.extrinsic_w2c_cv.{view}"].float(), ViewRig((azimuth,))
         for row, axis in ((0, rig.right()), (1, -rig.up()), (2, -rig.toward())):
             torch.testing.assert_close(matrix[row, :3][to_ours], axis[0], atol=2e-3, rtol=0)
-
-
-@pytest.mark.parametrize("crop_size", [740, 720])
-def test_photo_rule_agrees_with_pshumans(upstream, crop_size):
-    "Up to two pixels: PSHuman's crop loses the last row and column, and centres on whole pixels."
-    description, tensors = upstream
-    photo = tensors["pre.rgba"].float().permute(2, 0, 1) / 255
-    framed = resample_photo(photo[None], frame_photo(photo, crop_size))[0]
-    rows, columns = ((framed[3] > 0).any(axis).nonzero().flatten() for axis in (1, 0))
-    found = [int(end) for end in (columns.min(), columns.max(), rows.min(), rows.max())]
-    expected = description[f"bbox_{crop_size}"]
-    assert max(abs(a - b) for a, b in zip(found, expected)) <= 2, f"{found} against {expected}"
-    over_white = framed[:3] * framed[3:] + 1 - framed[3:]
-    recorded = tensors[f"pre.body_{crop_size}"].float() / 255
-    assert (over_white - recorded).abs().mean() < 0.006 < 0.03 < (over_white.flip(-1) - recorded).abs().mean()

@@ -7,7 +7,7 @@ import torch
 
 from drpose.people.bodies import SMPLX_JOINT_NAMES, Pose, load_body
 from drpose.people.pose_space import limit_violation
-from drpose.people.pose_space import JOINT_LIMITS, clamp_to_limits, mix, perturb, sample_joint_limits, self_collision
+from drpose.people.pose_space import self_collision
 from drpose.people.clips import HELD_OUT_CLIPS, Clip, clips_for, draw_poses, embedded_clips, parse_keyframe, pose_keyframe, read_clips
 
 JOINT = {name: number for number, name in enumerate(SMPLX_JOINT_NAMES)}
@@ -217,13 +217,6 @@ def test_bad_options_are_refused():
         draw_poses({}, 3, seed=0)
     with pytest.raises(ValueError, match="limit_share is 2"):
         draw_poses(clips_for("everyday"), 3, seed=0, limit_share=2)
-
-
-def test_the_pose_space_is_offered_here_too():
-    assert len(JOINT_LIMITS) == 55
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(mix(Pose.rest(), Pose.rest(), 0.5).axis_angles, Pose.rest().axis_angles)
-    assert limit_violation(clamp_to_limits(perturb(sample_joint_limits(3, generator), generator).axis_angles)).max() < 1e-3
 
 
 @pytest.mark.parametrize("text", ["hips flex nan", "hips flex 1e9", "lift inf", "hips flex 80; left_knee flex -inf"])

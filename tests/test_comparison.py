@@ -178,12 +178,6 @@ def test_strata_split_the_samples():
         comparison.summarise_strata(result, None, tilted[:50])
 
 
-def test_body_tilt():
-    upright = torch.zeros(4, 23, 3)
-    upright[:, 12] = torch.tensor([[0.0, 0.5, 0.0], [0.5, 0.0, 0.0], [0.0, -0.5, 0.0], [0.0, 0.5, 0.5]])     # neck above, beside, below, leaning forward
-    assert torch.allclose(comparison.body_tilt(upright), torch.tensor([0.0, 90.0, 180.0, 45.0]), atol=1e-3)
-
-
 def test_compare_is_paired():
     before, after = synthetic(0), synthetic(1, shift=-30)
     change = comparison.compare(before, after)["mpjpe_mm"]

@@ -11,17 +11,14 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from ..people.bodies import SMPLX_JOINT_NAMES
 from .metrics import bootstrap_ci, depth_agreement, frechet_distance, frechet_replicates, jackknife_se
 from .views import PerSample
 
 # %% auto #0
-__all__ = ['METRICS', 'EFFECT_METRICS', 'Metric', 'rounded', 'summarise', 'body_tilt', 'summarise_strata', 'compare',
-           'format_table', 'effect_figure']
+__all__ = ['METRICS', 'EFFECT_METRICS', 'Metric', 'rounded', 'summarise', 'summarise_strata', 'compare', 'format_table',
+           'effect_figure']
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #bed2a73f
 class Metric(NamedTuple):
@@ -94,14 +91,6 @@ def summarise(
     return summary
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #9f552f5b
-def body_tilt(
-    joints: Tensor,  # (B, J, 3) skeleton joints, any unit; +Y is up
-) -> Tensor:         # (B,) degrees: 0 upright, 90 lying, 180 upside down
-    "Angle between the trunk, from pelvis to neck, and the vertical."
-    trunk = joints[:, SMPLX_JOINT_NAMES.index("neck")] - joints[:, SMPLX_JOINT_NAMES.index("pelvis")]
-    return torch.rad2deg(torch.atan2(trunk[:, [0, 2]].norm(dim=-1), trunk[:, 1]))
-
-
 def summarise_strata(
     per_sample: PerSample,
     reference_features: np.ndarray | None,  # (B, V_unseen, F), or None

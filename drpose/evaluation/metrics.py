@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..people.bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES
+from ..people.bodies import MIRRORED_SKELETON
 from ..pictures.rendering import check_levels
 
 # %% auto #0
-__all__ = ['SWAPPED_JOINTS', 'millimetres', 'check_pair', 'mpjpe', 'axis_errors', 'DepthAgreement', 'depth_agreement',
-           'procrustes_align', 'pa_mpjpe', 'pixel_errors', 'swap_forgiven_pixels', 'pck', 'masks_from_normals',
-           'silhouette_iou', 'normal_degrees', 'psnr', 'ssim', 'sharpness', 'frechet_distance', 'bootstrap_ci',
-           'frechet_replicates', 'jackknife_se']
+__all__ = ['millimetres', 'check_pair', 'mpjpe', 'axis_errors', 'DepthAgreement', 'depth_agreement', 'procrustes_align',
+           'pa_mpjpe', 'pixel_errors', 'swap_forgiven_pixels', 'pck', 'masks_from_normals', 'silhouette_iou',
+           'normal_degrees', 'psnr', 'ssim', 'sharpness', 'frechet_distance', 'bootstrap_ci', 'frechet_replicates',
+           'jackknife_se']
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a67bc308
 def millimetres(
@@ -105,18 +105,6 @@ def pa_mpjpe(
     return (procrustes_align(predicted, true) - true).norm(dim=-1).mean(-1).to(predicted.dtype)
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #67ae185c
-def _other_side(name: str) -> str:
-    "The name of the partner joint: left_knee for right_knee; joints of the middle are their own partners."
-    for side, other in (("left_", "right_"), ("right_", "left_")):
-        if name.startswith(side):
-            return other + name.removeprefix(side)
-    return name
-
-
-SWAPPED_JOINTS = tuple(SMPLX_JOINT_NAMES.index(_other_side(SMPLX_JOINT_NAMES[joint])) for joint in SKELETON_JOINTS)
-"For each of the 23 skeleton joints the index of its left-right partner."
-
-
 def pixel_errors(
     predicted: Tensor,  # (B, V, J, 2) pixels
     true: Tensor,       # (B, V, J, 2) pixels of the same image
@@ -132,7 +120,7 @@ def swap_forgiven_pixels(
 ) -> Tensor:            # (B,) pixels
     "Mean pixel error of each sample, with all left and right labels exchanged if the sample is better that way."
     kept = pixel_errors(predicted, true).mean((1, 2))
-    exchanged = pixel_errors(predicted[:, :, list(SWAPPED_JOINTS)], true).mean((1, 2))
+    exchanged = pixel_errors(predicted[:, :, list(MIRRORED_SKELETON)], true).mean((1, 2))
     return torch.minimum(kept, exchanged)
 
 

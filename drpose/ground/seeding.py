@@ -10,10 +10,15 @@ import hashlib
 import torch
 
 # %% auto #0
-__all__ = ['seeded_generator']
+__all__ = ['address_number', 'seeded_generator']
 
 # %% ../../nbs/ground/01_seeding.ipynb #cbc32c50
-def seeded_generator(*address: int | str) -> torch.Generator:
-    "A CPU generator seeded by a hash of `address`, for example `(run_seed, sample_id, 'clothes')`; the same address always gives the same draws."
+def address_number(*address: int | str, size: int = 8) -> int:
+    "A whole number of `size` bytes that belongs to an address, such as `(run_seed, sample_id, 'clothes')`: its hash."
     digest = hashlib.sha256("/".join(str(part) for part in address).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:size], "little")
+
+
+def seeded_generator(*address: int | str) -> torch.Generator:
+    "A CPU generator seeded by `address`; the same address always gives the same draws."
+    return torch.Generator().manual_seed(address_number(*address) >> 1)

@@ -16,7 +16,7 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D
 from torch import Tensor, nn
 
 from ..ground.model_files import CheckedModel
-from ..people.bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES
+from ..people.bodies import MIRRORED_SKELETON, SKELETON_JOINTS
 
 # %% auto #0
 __all__ = ['COARSEST', 'USUAL_JOINT', 'USUAL_ERROR', 'Estimate', 'PoseEstimator', 'laplace_loss', 'mirror', 'turn', 'vary']
@@ -70,13 +70,9 @@ def laplace_loss(found: Estimate, joints: Tensor) -> Tensor:
     return ((found.joints - joints).abs() / found.error + found.error.log()).mean()
 
 # %% ../../nbs/multiview/02_pose_estimator.ipynb #c1decb75
-_NAMES = [SMPLX_JOINT_NAMES[number] for number in SKELETON_JOINTS]
-_OTHER_SIDE = [_NAMES.index(name.replace("left", "?").replace("right", "left").replace("?", "right")) for name in _NAMES]
-
-
 def mirror(photos: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
     "Photos (B, 3, H, W) flipped left to right, and the joints (B, 23, 3) of the mirrored people."
-    return photos.flip(-1), joints[:, _OTHER_SIDE] * torch.tensor([-1.0, 1.0, 1.0], device=joints.device)
+    return photos.flip(-1), joints[:, list(MIRRORED_SKELETON)] * torch.tensor([-1.0, 1.0, 1.0], device=joints.device)
 
 
 def turn(photos: Tensor, joints: Tensor, angle: Tensor, scale: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'WORDS', 'OWN_WORDS', 'PLURALS', 'MOST_DEGREES', 'HELD_OUT_CLIPS', 'Clip', 'parse_keyframe', 'pose_keyframe',
-           'interpolate', 'compile_clip', 'read_clips', 'embedded_clips', 'clips_for', 'DrawOptions', 'draw_poses']
+           'between_keyframes', 'compile_clip', 'read_clips', 'embedded_clips', 'clips_for', 'DrawOptions',
+           'draw_poses']
 
 # %% ../../nbs/people/03_clips.ipynb #df910f34
 import hashlib
@@ -155,7 +156,7 @@ def _default_body() -> BodyModel:  # reading it takes longer than posing a whole
     return load_body()
 
 
-def interpolate(
+def between_keyframes(
     times: Sequence[float],  # K increasing seconds
     keyframes: Tensor,  # (K, 55, 3) axis-angle, radians
     lifts: Tensor,  # (K,) metres between the floor and the lowest joint
@@ -207,7 +208,7 @@ def compile_clip(
     if any(later <= earlier for earlier, later in pairwise(times)):
         raise ValueError(f"{where}: its times {times} must increase.")
     keyframes, lifts = zip(*frames, strict=True)
-    return Clip(interpolate(times, torch.stack(keyframes), torch.tensor(lifts), fps), fps, name, spec.get("kind", "unknown"))
+    return Clip(between_keyframes(times, torch.stack(keyframes), torch.tensor(lifts), fps), fps, name, spec.get("kind", "unknown"))
 
 
 def _mirrored(axis_angles: Tensor, lift: float) -> tuple[Tensor, float]:  # (55, 3)

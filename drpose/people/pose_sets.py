@@ -5,14 +5,13 @@
 # %% ../../nbs/people/06_pose_sets.ipynb #075cf103
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..ground.seeding import seeded_generator
+from ..ground.seeding import address_number, seeded_generator
 from .bodies import BodyModel, Pose, axis_angle_to_matrix, matrix_to_axis_angle
 from .clips import Clip, clips_for, draw_poses
 from .selection import pose_difficulty
@@ -66,7 +65,7 @@ class PoseSet:
 
 def person_number(*address: int | str) -> int:
     "The number of the person at an address such as (set, seed, index); people of different sets never meet."
-    return int.from_bytes(hashlib.sha256("/".join(str(part) for part in ("person", *address)).encode()).digest()[:6], "little")
+    return address_number("person", *address, size=6)
 
 # %% ../../nbs/people/06_pose_sets.ipynb #72a92172
 LARGEST_LEAN = math.pi / 3  # radians, toward the camera or away
@@ -100,7 +99,7 @@ def draw_set(name: str, count: int, seed: int, body_model: BodyModel, clips: dic
         raise ValueError(f"unknown pose set {name!r}: there are {', '.join(POSE_SETS)}")
     recipe = POSE_SETS[name]
     source = clips if clips is not None else clips_for(recipe.clips)
-    address = int.from_bytes(hashlib.sha256(f"{name}/{seed}".encode()).digest()[:4], "little")
+    address = address_number(name, seed, size=4)
     if recipe.hard_only:
         poses = _draw_hard(recipe, source, start + count, address, body_model)[start : start + count]
     else:

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['BONE_AXIS', 'CENTRE', 'LEFT_LIMITS', 'FINGERS', 'JOINT_LIMITS', 'NOISE_SHARE', 'ROOT_NOISE', 'NEUTRAL', 'CAPSULES',
-           'NEIGHBOURS', 'slerp', 'mix', 'to_swing_twist', 'from_swing_twist', 'clamp_to_limits', 'limit_violation',
-           'add_noise', 'perturb', 'limit_sample', 'random_rotation', 'sample_joint_limits', 'segment_distance',
-           'self_collision']
+           'NEIGHBOURS', 'slerp', 'mix', 'to_swing_twist', 'from_swing_twist', 'limit_violation', 'add_noise',
+           'perturb', 'limit_sample', 'random_rotation', 'segment_distance', 'self_collision']
 
 # %% ../../nbs/people/02_pose_space.ipynb #0df541ae
 import numpy as np
@@ -124,14 +123,6 @@ JOINT_LIMITS = {name: _limits_of(name) for name in SMPLX_JOINT_NAMES}  # degrees
 _lowest, _highest = torch.tensor([JOINT_LIMITS[name] for name in SMPLX_JOINT_NAMES]).deg2rad().float().unbind(-1)  # (55, 3) radians
 
 
-def clamp_to_limits(axis_angles: Tensor) -> Tensor:  # (B, 55, 3) axis-angle, radians
-    "The pose whose every joint keeps to JOINT_LIMITS, each slot moved to its nearest allowed angle; the root stays. Not differentiable."
-    angles = to_swing_twist(axis_angles).clamp(_lowest.to(axis_angles), _highest.to(axis_angles))
-    clamped = from_swing_twist(angles)
-    clamped[:, 0] = axis_angles[:, 0]
-    return clamped
-
-
 def limit_violation(axis_angles: Tensor) -> Tensor:  # (B, 55, 3) axis-angle, radians -> (B,) radians
     "By how much the worst joint of each pose leaves JOINT_LIMITS; 0 inside."
     angles = to_swing_twist(axis_angles)[:, 1:]
@@ -185,14 +176,6 @@ def limit_sample(normals: Tensor) -> Tensor:  # (B, 55, 3) N(0, 1) -> (B, 55, 3)
 def random_rotation(normals: Tensor) -> Tensor:  # (B, 4) N(0, 1) -> (B, 3) axis-angle, radians
     "Rotations uniform over all rotations: a normalised Gaussian quaternion."
     return torch.from_numpy(Rotation.from_quat(normals.double().numpy()).as_rotvec().reshape(-1, 3)).float()
-
-
-def sample_joint_limits(n: int, generator: torch.Generator, random_root: bool = False) -> Pose:
-    "Poses drawn inside JOINT_LIMITS without any clip. The root is upright, or uniform over all rotations."
-    axis_angles = limit_sample(torch.randn(n, 55, 3, generator=generator))
-    if random_root:
-        axis_angles[:, 0] = random_rotation(torch.randn(n, 4, generator=generator))
-    return Pose(axis_angles, torch.zeros(n, 10), torch.zeros(n, 3))
 
 # %% ../../nbs/people/02_pose_space.ipynb #28397407
 _SKULL = 55  # one more point beside the 55 joints: between the eyes

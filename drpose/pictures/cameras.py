@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEW_NAMES', 'SIX_VIEWS', 'FOUR_VIEWS', 'TINY_RIG', 'view_axes', 'checked_azimuths', 'checked_flags', 'ViewRing',
-           'check_last', 'pixels_of', 'ViewRig', 'triangulate', 'normalised_weights', 'Framing', 'frame_by_diagonal',
-           'PhotoFrame', 'frame_photo', 'alpha_of', 'span_of', 'axis_weights', 'resample_photo']
+           'check_last', 'pixels_of', 'ViewRig', 'triangulate', 'normalised_weights', 'Framing', 'frame_by_diagonal']
 
 # %% ../../nbs/pictures/01_cameras.ipynb #75d3cd6c
 import math
@@ -234,85 +233,6 @@ def frame_by_diagonal(
     if not bool(torch.isfinite(diagonal).all()) or not bool((diagonal > 0).all()):
         raise ValueError("vertices cannot be framed: each body needs finite vertices that do not all coincide.")
     return Framing((low + high) / 2, 1 / diagonal)
-
-# %% ../../nbs/pictures/01_cameras.ipynb #d8b8e64c
-@dataclass
-class PhotoFrame:
-    "The map frame pixel = scale * photo pixel + offset, both with pixel centres at +0.5, for B photos of one size."
-
-    scale: Tensor  # (B,) frame pixels per photo pixel
-    offset: Tensor  # (B, 2) frame pixels, x and y
-    frame: int  # side of the square frame, pixels
-
-    def apply(self, pixels: Tensor) -> Tensor:
-        "Frame pixels (B, N, 2) of photo pixels (B, N, 2)."
-        check_last("pixels", pixels, (None, 2), "photo pixels x, y")
-        return pixels * self.scale[:, None, None] + self.offset[:, None]
-
-    def framing(self, rig: ViewRing) -> Framing:
-        "The `Framing` that does to world points what this frame does to the front view of `rig` that was the photo (depth keeps its middle)."
-        units = 2 * rig.half_extent / rig.image_size  # world units per pixel of the photo
-        middle = (self.frame / 2 - self.offset) / self.scale[:, None]  # photo pixel that lands in the centre of the frame
-        x, y = ((middle - rig.image_size / 2) * units).unbind(-1)
-        return Framing(torch.stack([x, -y, torch.zeros_like(x)], dim=-1), self.scale * rig.image_size / self.frame)
-
-
-def frame_photo(
-    image: Tensor,  # (H, W) or (B, H, W) mask, or (4, H, W) or (B, 4, H, W) RGBA image; foreground is where mask or alpha > 0
-    crop_size: int = 740,  # longest side of the silhouette's box afterwards, pixels
-    frame: int = 768,  # side of the square frame, pixels
-) -> PhotoFrame:
-    "PSHuman's photo rule: the silhouette's box is centred and its longest side becomes crop_size of frame pixels. ValueError if a mask is empty."
-    mask = alpha_of(image) > 0
-    if not 0 < crop_size <= frame:
-        raise ValueError(f"crop_size is {crop_size} and frame {frame}, but 0 < crop_size <= frame is needed.")
-    if not bool(mask.flatten(1).any(1).all()):
-        raise ValueError("the photo's mask (or alpha channel) is empty in at least one image, so there is no person to frame.")
-    spans = [span_of(mask.any(axis)) for axis in (1, 2)]  # columns, then rows
-    low, high = (torch.stack(ends, dim=-1) for ends in zip(*spans))  # (B, 2) each
-    scale = crop_size / (high - low).amax(-1)
-    return PhotoFrame(scale, frame / 2 - scale[:, None] * (low + high) / 2, frame)
-
-# %% ../../nbs/pictures/01_cameras.ipynb #3f364cb8
-def alpha_of(image: Tensor) -> Tensor:
-    "The (B, H, W) alpha channel or mask of `frame_photo`'s image; ValueError on any other shape."
-    if image.ndim in (3, 4) and image.shape[-3] == 4:
-        image = image[..., 3, :, :]
-    if image.ndim not in (2, 3):
-        raise ValueError(f"image has shape {tuple(image.shape)}, but a mask (H, W), (B, H, W) or an RGBA image (4, H, W), (B, 4, H, W) is needed.")
-    return image[None] if image.ndim == 2 else image
-
-
-def span_of(present: Tensor) -> tuple[Tensor, Tensor]:
-    "Where the first True of each row of (B, L) begins and the last one ends, as pixel edges."
-    length = present.shape[-1]
-    first = present.int().argmax(-1)
-    last = length - present.flip(-1).int().argmax(-1)
-    return first.float(), last.float()
-
-# %% ../../nbs/pictures/01_cameras.ipynb #a69e3f56
-def axis_weights(size: int, frame: int, scale: Tensor, offset: Tensor) -> Tensor:
-    "(B, frame, size) weights that resample one axis by frame pixel = scale * pixel + offset, scale and offset (B,). Rows outside the photo are 0."
-    source = (torch.arange(frame, device=scale.device) + 0.5 - offset[:, None]) / scale[:, None]  # (B, frame) photo position of each frame pixel
-    centre = torch.arange(size, device=scale.device) + 0.5
-    distance = (centre - source[..., None]).abs()
-    weights = (1 - distance * scale.clamp(max=1)[:, None, None]).clamp_min(0)
-    inside = (source > -0.5) & (source < size + 0.5)
-    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-6) * inside[..., None]
-
-
-def resample_photo(
-    rgba: Tensor,  # (B, 4, H, W) in [0, 1], colours not multiplied by alpha
-    photo_frame: PhotoFrame,  # where each photo goes
-) -> Tensor:  # (B, 4, frame, frame) in [0, 1]
-    "Draw photos into their frames; pixels outside the photo are transparent black. ValueError on a wrong shape."
-    check_last("rgba", rgba, (4, None, None), "photos with an alpha channel in [0, 1]")
-    down = axis_weights(rgba.shape[-2], photo_frame.frame, photo_frame.scale, photo_frame.offset[:, 1])
-    across = axis_weights(rgba.shape[-1], photo_frame.frame, photo_frame.scale, photo_frame.offset[:, 0])
-    weighted = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], dim=1)
-    drawn = torch.einsum("byh,bchw,bxw->bcyx", down, weighted, across)
-    alpha = drawn[:, 3:]
-    return torch.cat([drawn[:, :3] / alpha.clamp_min(1e-6), alpha], dim=1).clamp(0, 1)
 
 # %% ../../nbs/pictures/01_cameras.ipynb #611655a8
 TINY_RIG = ViewRig((0.0, 90.0, 180.0, 270.0), image_size=64, mirrored=(False, False, True, True))

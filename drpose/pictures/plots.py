@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..ground.files import read_lines
+from ..ground.files import read_lines, write_atomic
 from ..people.bodies import SKELETON_JOINTS, SMPLX_JOINT_NAMES, SMPLX_PARENTS
 from .cameras import VIEW_NAMES, ViewRig
 from .rendering import check_levels
@@ -55,12 +55,8 @@ def to_image(
 
 def save_png(picture: Image.Image, path: str | Path, colors: int | None = None) -> Path:
     "Writes a PNG, with a palette of so many colours if given (about a third of the bytes). The file appears whole or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
     small = picture if colors is None else picture.quantize(colors, dither=Image.Dither.NONE)
-    small.save(temporary, format="PNG", compress_level=9)
-    return temporary.replace(path)
+    return write_atomic(path, lambda temporary: small.save(temporary, format="PNG", compress_level=9))
 
 # %% ../../nbs/pictures/03_plots.ipynb #6a560349
 def joint_color(joint: int) -> str:

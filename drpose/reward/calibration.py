@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ..ground.seeding import seeded_generator
-from ..people.bodies import (SKELETON_JOINTS, SMPLX_JOINT_NAMES, BodyModel, Pose, axis_angle_to_matrix,
-                                  matrix_to_axis_angle)
+from ..people.bodies import (MIRRORED_SKELETON, SKELETON_JOINTS, SMPLX_JOINT_NAMES, BodyModel, Pose,
+                                  axis_angle_to_matrix, matrix_to_axis_angle)
 from ..people.pose_sets import PoseSet
 from ..pictures.cameras import TINY_RIG, ViewRig
 from ..pictures.dressed_people import draw_crowd, photograph
@@ -23,8 +23,7 @@ from ..multiview.pipeline import check_pictures, encode_images, place_of
 from .skeleton_predictor import PoseScore
 
 # %% auto #0
-__all__ = ['ANGLES', 'TURNED', 'rotate_joint', 'blurred', 'without_forearm', 'Calibration', 'mirrored_joints', 'calibrate',
-           'rank_correlation']
+__all__ = ['ANGLES', 'TURNED', 'rotate_joint', 'blurred', 'without_forearm', 'Calibration', 'calibrate', 'rank_correlation']
 
 # %% ../../nbs/reward/04_calibration.ipynb #ae43e7ed
 ANGLES = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0)  # degrees
@@ -81,13 +80,6 @@ class Calibration:
     blur: Tensor
     sigmas: tuple[float, ...]
 
-
-def mirrored_joints(joints: Tensor) -> Tensor:
-    "Skeleton joints (B, 23, 3) with the names of left and right exchanged; nobody moves."
-    names = [SMPLX_JOINT_NAMES[joint] for joint in SKELETON_JOINTS]
-    other = [names.index(name.replace("left", "?").replace("right", "left").replace("?", "right")) for name in names]
-    return joints[:, other]
-
 # %% ../../nbs/reward/04_calibration.ipynb #2fa3ad4d
 @torch.no_grad()
 def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: BodyModel, people: PoseSet, rig: ViewRig = TINY_RIG, sigmas: tuple[float, ...] = (1.0, 2.0, 4.0)) -> dict[str, Calibration]:
@@ -108,7 +100,7 @@ def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: B
         errors.append(1000 * (body_model.joints(poses)[:, skeleton] - right).norm(dim=-1).mean(1).cpu())
         if degrees == 0:
             points = rig.project(framed)[:, :, [SKELETON_JOINTS.index(SMPLX_JOINT_NAMES.index(name)) for name in ("left_elbow", "left_wrist")]]
-            clean, exchanged = ask(images, framed, mirrored_joints(framed)).unbind(1)
+            clean, exchanged = ask(images, framed, framed[:, list(MIRRORED_SKELETON)]).unbind(1)
             distances.append(clean)
             missing = ask(without_forearm(images, points, 3 * rig.image_size / 64), framed)[:, 0]
             blur = torch.stack([ask(blurred(images, sigma), framed)[:, 0] for sigma in sigmas], 1)
