@@ -20,7 +20,8 @@ __all__ = ['REFERENCE', 'QUESTIONS', 'Variant', 'variants', 'runs', 'Difference'
 
 # %% ../../nbs/evaluation/05_ablations.ipynb #20374fc6
 REFERENCE: dict[str, Any] = dict(
-    estimator="drtune", num_inference_steps=10, trained_steps=2, early_stop=4, reward="transport", kl_weight=0.1, kl_on="noise", lora_rank=16, lora_alpha=16.0,
+    estimator="drtune", num_inference_steps=10, trained_steps=2, early_stop=4, reward="transport", kl_weight=0.1,
+    kl_on="noise", lora_rank=16, lora_alpha=16.0,
     learning_rate=2e-3, warmup_steps=10, ema_decay=0.98, selection="farthest", everyday_share=0.25,
 )  # fmt: skip
 
@@ -35,26 +36,39 @@ class Variant:
     @property
     def name(self) -> str:
         "The same for equal changes, and fit for a file's name."
-        described = "+".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in sorted(self.changes.items()))
+        described = "+".join(f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+                             for key, value in sorted(self.changes.items()))
         return re.sub(r"[^A-Za-z0-9.=_+-]+", "-", described) or "reference"
 
 # %% ../../nbs/evaluation/05_ablations.ipynb #5a8d2937
 QUESTIONS: dict[str, tuple[Variant, ...]] = {
     "Which estimator?": (
-        Variant("DRTune"), *(Variant(label, {"estimator": estimator}) for label, estimator in (("DRaFT-K", "draft-k"), ("DRaFT-LV", "draft-lv"), ("AlignProp", "alignprop"), ("ReFL", "refl"), ("full", "full"))),
+        Variant("DRTune"), *(Variant(label, {"estimator": estimator})
+                             for label, estimator in (("DRaFT-K", "draft-k"), ("DRaFT-LV", "draft-lv"),
+                                                      ("AlignProp", "alignprop"), ("ReFL", "refl"), ("full", "full"))),
         Variant("async", {"estimator": "async", "early_stop": 10}),
     ),
-    "How many trained steps K?": (Variant("K = 1", {"trained_steps": 1}), Variant("K = 2"), Variant("K = 4", {"trained_steps": 4})),
-    "Which of them?": (Variant("stop within the last 4"), Variant("within the last 8", {"early_stop": 8}), Variant("early only, base finishes", {"early_stop": 8, "early_stop_least": 4, "base_below": 250})),
-    "Does the KL penalty matter?": tuple(Variant(f"KL {weight:g}", {} if weight == REFERENCE["kl_weight"] else {"kl_weight": weight}) for weight in (0.0, 0.01, 0.1, 0.3, 1.0)),
+    "How many trained steps K?": (Variant("K = 1", {"trained_steps": 1}), Variant("K = 2"),
+                                  Variant("K = 4", {"trained_steps": 4})),
+    "Which of them?": (Variant("stop within the last 4"), Variant("within the last 8", {"early_stop": 8}),
+                       Variant("early only, base finishes",
+                               {"early_stop": 8, "early_stop_least": 4, "base_below": 250})),
+    "Does the KL penalty matter?": tuple(Variant(f"KL {weight:g}",
+                                                 {} if weight == REFERENCE["kl_weight"] else {"kl_weight": weight})
+                                         for weight in (0.0, 0.01, 0.1, 0.3, 1.0)),
     "LoRA or all weights?": (Variant("LoRA, rank 16"), Variant("all weights", {"lora_rank": 0, "learning_rate": 3e-4})),
-    "Which reward?": (Variant("transport"), *(Variant(reward, {"reward": reward}) for reward in ("maps", "joints3d", "transport + joints3d", "transport + 0.5 silhouette")), Variant("transport, worst nearby", {"reward_radius": 0.05})),
-    "Which poses?": (Variant("farthest point"), Variant("random", {"selection": "random"}), Variant("everyday only", {"everyday_share": 1.0})),
+    "Which reward?": (Variant("transport"), *(Variant(reward, {"reward": reward})
+                                              for reward in ("maps", "joints3d", "transport + joints3d",
+                                                             "transport + 0.5 silhouette")),
+                      Variant("transport, worst nearby", {"reward_radius": 0.05})),
+    "Which poses?": (Variant("farthest point"), Variant("random", {"selection": "random"}),
+                     Variant("everyday only", {"everyday_share": 1.0})),
 }  # fmt: skip
 
 # %% ../../nbs/evaluation/05_ablations.ipynb #6b61a3d9
 def variants(questions: Sequence[str] = ()) -> dict[str, Variant]:
-    "All variants of these questions (none = all) by name, the reference first. ValueError for a question that is not asked."
+    """All variants of these questions (none = all) by name, the reference first. ValueError for a question that is
+    not asked."""
     unknown = [question for question in questions if question not in QUESTIONS]
     if unknown:
         raise ValueError(f"there is no question {unknown[0]!r}; there are {'; '.join(QUESTIONS)}")
@@ -64,8 +78,10 @@ def variants(questions: Sequence[str] = ()) -> dict[str, Variant]:
     return found
 
 
-def runs(questions: Sequence[str] = (), seeds: Sequence[int] = (0, 1, 2), shard: int = 0, shards: int = 1) -> list[tuple[Variant, int]]:
-    "What one of several workers has to do: every `shards`-th of all (variant, seed), seed by seed, so that a first result of everything comes early."
+def runs(questions: Sequence[str] = (), seeds: Sequence[int] = (0, 1, 2), shard: int = 0,
+         shards: int = 1) -> list[tuple[Variant, int]]:
+    """What one of several workers has to do: every `shards`-th of all (variant, seed), seed by seed, so that a first
+    result of everything comes early."""
     if not 0 <= shard < shards:
         raise ValueError(f"shard is {shard} of {shards}; it must be in 0 … shards - 1")
     return [(variant, seed) for seed in seeds for variant in variants(questions).values()][shard::shards]
@@ -96,40 +112,49 @@ def _half_width(first: float, first_freedom: int, second: float, second_freedom:
 
 
 def differences(values: Mapping[str, np.ndarray], to: str) -> dict[str, Difference]:
-    "Each variant against variant `to`; values: (seeds, people) per variant, all of one shape. ValueError otherwise, or for fewer than 2 seeds or people."
+    """Each variant against variant `to`; values: (seeds, people) per variant, all of one shape. ValueError
+    otherwise, or for fewer than 2 seeds or people."""
     shapes = {np.shape(value) for value in values.values()}
     if len(shapes) != 1 or min(next(iter(shapes)), default=0) < 2 or len(next(iter(shapes))) != 2:
-        raise ValueError(f"differences needs one array (seeds, people) per variant, all of one shape and at least 2 x 2; found {sorted(shapes)}")
+        raise ValueError("differences needs one array (seeds, people) per variant, all of one shape and at least 2 x "
+                         f"2; found {sorted(shapes)}")
     gaps = {name: np.asarray(value) - values[to] for name, value in values.items()}
     seeds, people = next(iter(shapes))
     by_seed = [gap.mean(1).var(ddof=1) for name, gap in gaps.items() if name != to]
     from_seeds = float(np.mean(by_seed)) / seeds if by_seed else 0.0
     result = {}
     for name, gap in gaps.items():
-        half = _half_width(float(gap.mean(0).var(ddof=1)) / people, people - 1, from_seeds, (seeds - 1) * len(by_seed)) if name != to else 0.0
-        result[name] = Difference(float(np.mean(values[name])), float(gap.mean()), float(gap.mean() - half), float(gap.mean() + half))
+        half = (_half_width(float(gap.mean(0).var(ddof=1)) / people, people - 1, from_seeds, (seeds - 1) * len(by_seed))
+                if name != to else 0.0)
+        result[name] = Difference(float(np.mean(values[name])), float(gap.mean()), float(gap.mean() - half),
+                                  float(gap.mean() + half))
     return result
 
 # %% ../../nbs/evaluation/05_ablations.ipynb #7cd37ed4
 def read_runs(folder: str | Path, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, list[dict]]:
-    "Summaries of the variants that are finished for all `seeds`, by name, one per seed. FileNotFoundError if there is none."
+    """Summaries of the variants that are finished for all `seeds`, by name, one per seed. FileNotFoundError if there
+    is none."""
     found = {}
     for name in variants():
         paths = [Path(folder) / f"{name}-seed{seed}.json" for seed in seeds]
         if all(path.exists() for path in paths):
             found[name] = [json.loads(path.read_text()) for path in paths]
     if "reference" not in found:
-        raise FileNotFoundError(f"{folder}: holds no finished runs of the reference (reference-seed{seeds[0]}.json, …); runs/ablate.ipynb makes them")
+        raise FileNotFoundError(f"{folder}: holds no finished runs of the reference (reference-seed{seeds[0]}.json, "
+                                "…); runs/ablate.ipynb makes them")
     return found
 
 
-def question_table(question: str, found: Mapping[str, list[dict]], metrics: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Difference]]:
-    "For the finished variants of a question: label -> column title -> difference from the reference. `metrics`: title -> (benchmark, metric)."
+def question_table(question: str, found: Mapping[str, list[dict]],
+                   metrics: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Difference]]:
+    """For the finished variants of a question: label -> column title -> difference from the reference. `metrics`:
+    title -> (benchmark, metric)."""
     present = [variant for variant in QUESTIONS[question] if variant.name in found]
     reference = next(variant.label for variant in QUESTIONS[question] if variant.name == "reference")
     table: dict[str, dict[str, Difference]] = {variant.label: {} for variant in present}
     for title, (benchmark, metric) in metrics.items():
-        values = {variant.label: np.array([run[benchmark]["people"][metric] for run in found[variant.name]]) for variant in present}
+        values = {variant.label: np.array([run[benchmark]["people"][metric] for run in found[variant.name]])
+                  for variant in present}
         for label, difference in differences(values, reference).items():
             table[label][title] = difference
     return table

@@ -75,7 +75,8 @@ def summarise(
     n: int = 1000,                                 # bootstrap resamples
     seed: int = 0,
 ) -> dict[str, float | int | list[float]]:
-    "Means of all measured metrics, `<name>_ci95` = [low, high] beside each, and `samples`. Plain numbers, ready for JSON."
+    """Means of all measured metrics, `<name>_ci95` = [low, high] beside each, and `samples`. Plain numbers, ready
+    for JSON."""
     summary: dict = {"samples": len(per_sample)}
     for name, column in _columns(per_sample).items():
         summary[name] = rounded(column.mean())
@@ -100,19 +101,23 @@ def summarise_strata(
     "Summaries of all samples and of the strata upright and tilted; a stratum of fewer than 2 samples is left out."
     tilted = np.asarray(tilted, dtype=bool)
     if tilted.shape != (len(per_sample),):
-        raise ValueError(f"tilted has shape {tilted.shape}; one flag for each of the {len(per_sample)} samples is needed.")
+        raise ValueError(f"tilted has shape {tilted.shape}; one flag for each of the {len(per_sample)} samples is "
+                         "needed.")
     result = {"all": summarise(per_sample, reference_features, **options)}
     for name, rows in (("upright", ~tilted), ("tilted", tilted)):
         if rows.sum() > 1:
             paired = reference_features is not None and np.ndim(reference_features) == 3
-            result[name] = summarise(per_sample[rows], reference_features[rows] if paired else reference_features, **options)
+            result[name] = summarise(per_sample[rows], reference_features[rows] if paired else reference_features,
+                                     **options)
     return result
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #e43c60ee
 def _change(before: float, after: float, se: float, ci: Sequence[float], relative_ci: Sequence[float]) -> dict:
     change = after - before
-    row = {"before": before, "after": after, "change": change, "se": se, "z": change / max(se, 1e-12), "relative": change / max(abs(before), 1e-12)}
-    return {key: rounded(value) for key, value in row.items()} | {"change_ci95": [rounded(x) for x in ci], "relative_ci95": [rounded(x) for x in relative_ci]}
+    row = {"before": before, "after": after, "change": change, "se": se, "z": change / max(se, 1e-12),
+           "relative": change / max(abs(before), 1e-12)}
+    return {key: rounded(value) for key, value in row.items()} | {"change_ci95": [rounded(x) for x in ci],
+            "relative_ci95": [rounded(x) for x in relative_ci]}
 
 
 def compare(
@@ -122,9 +127,11 @@ def compare(
     n: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict]:
-    "Paired change of each metric: before, after, change, se, z = change / se, relative (of the means), and 95 % intervals of both changes."
+    """Paired change of each metric: before, after, change, se, z = change / se, relative (of the means), and 95 %
+    intervals of both changes."""
     if len(before) != len(after):
-        raise ValueError(f"compare: before has {len(before)} samples and after {len(after)}; they must be the same samples in the same order.")
+        raise ValueError(f"compare: before has {len(before)} samples and after {len(after)}; they must be the same "
+                         "samples in the same order.")
     old, new, count = _columns(before), _columns(after), len(before)
     rows = np.random.default_rng(seed).integers(0, count, (n, count))
     table = {}
@@ -132,13 +139,15 @@ def compare(
         a, b = old[name], new[name]
         means_a, changes = a[rows].mean(1), (b - a)[rows].mean(1)
         relative = changes / np.maximum(np.abs(means_a), 1e-12)
-        table[name] = _change(a.mean(), b.mean(), (b - a).std(ddof=1) / count**0.5, np.percentile(changes, [2.5, 97.5]), np.percentile(relative, [2.5, 97.5]))
+        table[name] = _change(a.mean(), b.mean(), (b - a).std(ddof=1) / count**0.5, np.percentile(changes, [2.5, 97.5]),
+                              np.percentile(relative, [2.5, 97.5]))
     if reference_features is not None and before.features is not None and after.features is not None:
         a, b = (frechet_distance(_flat(part.features), _flat(reference_features)) for part in (before, after))
         reps_a, reps_b = (frechet_replicates(part.features, np.asarray(reference_features)) for part in (before, after))
         se = jackknife_se(reps_b - reps_a)
         spread, relative_spread = 1.96 * se, 1.96 * jackknife_se((reps_b - reps_a) / reps_a.clip(1e-12))
-        table["frechet"] = _change(a, b, se, [b - a - spread, b - a + spread], [(b - a) / max(a, 1e-12) + s * relative_spread for s in (-1, 1)])
+        table["frechet"] = _change(a, b, se, [b - a - spread, b - a + spread],
+                                   [(b - a) / max(a, 1e-12) + s * relative_spread for s in (-1, 1)])
     return table
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #61d6f5d5
@@ -148,7 +157,8 @@ def _levels(rows: Mapping[str, Mapping | None], label_width: int) -> list[str]:
     width = {name: 1 + max(len(METRICS[name].title), 5) for name in names}
     lines = [" " * label_width + "".join(METRICS[name].title.rjust(width[name]) for name in names)]
     for label, row in rows.items():
-        values = ((f"{row[name]:.{METRICS[name].digits}f}" if name in row else "-").rjust(width[name]) for name in names) if row else ()
+        values = (((f"{row[name]:.{METRICS[name].digits}f}" if name in row else "-").rjust(width[name])
+                   for name in names) if row else ())
         lines.append((label[: label_width - 1].ljust(label_width) + "".join(values)).rstrip())
     return lines
 
@@ -159,7 +169,8 @@ def _change_cell(name: str, row: Mapping) -> str:
     low, high = row["change_ci95"]
     verdict = "=" if low <= 0 <= high else "+" if (low > 0) == larger_better else "-"
     relative = f"{100 * row['relative']:+.1f}%" if METRICS[name].ratio and abs(row["relative"]) < 10 else ""
-    return f"{row['change']:+9.{digits}f} [{low:+.{digits}f},{high:+.{digits}f}]".ljust(27) + f"{relative:>8} {min(max(row['z'], -99.9), 99.9):+5.1f} {verdict}"
+    return (f"{row['change']:+9.{digits}f} [{low:+.{digits}f},{high:+.{digits}f}]".ljust(27)
+            + f"{relative:>8} {min(max(row['z'], -99.9), 99.9):+5.1f} {verdict}")
 
 
 def format_table(
@@ -170,7 +181,8 @@ def format_table(
     "A plain-text table of at most 100 columns and 40 lines. ValueError if it would be larger."
     lines = _levels(rows, label_width)
     if changes:
-        names = [name for name in METRICS if METRICS[name].in_table and any(name in change for change in changes.values())]
+        names = [name for name in METRICS if METRICS[name].in_table
+                 and any(name in change for change in changes.values())]
         header = "change [95 %], relative, change/SE"
         lines += ["", "paired".ljust(10) + " ".join(f"{label}: {header}".ljust(44)[:44] for label in changes).rstrip()]
         for name in names:
@@ -178,31 +190,39 @@ def format_table(
             lines.append((METRICS[name].title.ljust(10) + " ".join(cell.ljust(44) for cell in cells)).rstrip())
     widest = max(len(line) for line in lines)
     if widest > 100 or len(lines) > 40:
-        raise ValueError(f"format_table: the table has {len(lines)} lines of up to {widest} characters; one screen is 40 lines of 100, so give fewer rows or benchmarks.")
+        raise ValueError(f"format_table: the table has {len(lines)} lines of up to {widest} characters; one screen is "
+                         "40 lines of 100, so give fewer rows or benchmarks.")
     return "\n".join(lines)
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #8cb21eeb
-EFFECT_METRICS = ("mpjpe_mm", "depth_mm", "silhouette_iou", "normal_deg", "color_psnr_db", "frechet", "sharpness", "judge_reward")
+EFFECT_METRICS = ("mpjpe_mm", "depth_mm", "silhouette_iou", "normal_deg", "color_psnr_db", "frechet", "sharpness",
+                  "judge_reward")
 
 
 def effect_figure(
-    summary: Mapping,                             # {"hard": {"before": ..., "after": ...}, "everyday": ...}; other keys are ignored
+    # {"hard": {"before": ..., "after": ...}, "everyday": ...}; other keys are ignored
+    summary: Mapping,
     metrics: Sequence[str] = EFFECT_METRICS,
 ) -> Figure:
     "Before and after with their 95 % intervals, one panel for each metric. ValueError if no benchmark is found."
-    benchmarks = [name for name, value in summary.items() if isinstance(value, Mapping) and {"before", "after"} <= set(value) and any(metric in METRICS for metric in value["before"])]  # strata hold tables of tables
-    metrics = [name for name in metrics if any(name in summary[b]["before"] and name in summary[b]["after"] for b in benchmarks)]
+    # strata hold tables of tables
+    benchmarks = [name for name, value in summary.items() if isinstance(value, Mapping)
+                  and {"before", "after"} <= set(value) and any(metric in METRICS for metric in value["before"])]
+    metrics = [name for name in metrics if any(name in summary[b]["before"] and name in summary[b]["after"]
+                                               for b in benchmarks)]
     if not metrics:
         raise ValueError("effect_figure: the summary has no benchmark with metrics under 'before' and 'after'.")
     columns = min(4, len(metrics))
     rows = math.ceil(len(metrics) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.8 * rows + 0.2), dpi=65, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.8 * rows + 0.2), dpi=65, squeeze=False,
+                                layout="constrained")
     for axis in list(axes.flat)[len(metrics):]:
         axis.set_axis_off()
     for axis, name in zip(axes.flat, metrics, strict=False):
         for x, benchmark in enumerate(benchmarks):
             _draw_pair(axis, x, name, summary[benchmark])
-        axis.set_title(f"{METRICS[name].title} ({'higher' if METRICS[name].larger_better else 'lower'} is better)", fontsize=8)
+        axis.set_title(f"{METRICS[name].title} ({'higher' if METRICS[name].larger_better else 'lower'} is better)",
+                       fontsize=8)
         axis.set_xticks(range(len(benchmarks)), benchmarks, fontsize=7)
         axis.set_xlim(-0.6, len(benchmarks) - 0.4)
         axis.tick_params(axis="y", labelsize=7)

@@ -37,7 +37,8 @@ def check_pair(predicted: Tensor, true: Tensor, last: tuple[int | None, ...], wh
     fits = len(ends) == len(last) and all(want in (None, got) for got, want in zip(ends, last, strict=True))
     if predicted.shape != true.shape or not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in last)
-        raise ValueError(f"{what}: predicted has shape {tuple(predicted.shape)} and true {tuple(true.shape)}; both must be equal and end in ({wanted}).")
+        raise ValueError(f"{what}: predicted has shape {tuple(predicted.shape)} and true {tuple(true.shape)}; both "
+                         f"must be equal and end in ({wanted}).")
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a595c313
 def mpjpe(
@@ -55,11 +56,13 @@ def axis_errors(
     true: Tensor,       # (B, J, 3) joints, frame units; joint 0 is the pelvis
     scale: Tensor,      # (B,) frame units per metre
 ) -> dict[str, Tensor]: # (B,) each, millimetres
-    "Mean absolute errors about the pelvis: across_mm and height_mm in the front view's picture, depth_mm, and depth_of_flat, the depth error of a figure without depth."
+    """Mean absolute errors about the pelvis: across_mm and height_mm in the front view's picture, depth_mm, and
+    depth_of_flat, the depth error of a figure without depth."""
     check_pair(predicted, true, (None, None, 3), "axis_errors")
     predicted, true = predicted - predicted[:, :1], true - true[:, :1]
     across, height, depth = (millimetres(part, scale) for part in (predicted - true).abs().mean(1).unbind(-1))
-    return {"across_mm": across, "height_mm": height, "depth_mm": depth, "depth_of_flat": millimetres(true[..., 2].abs().mean(1), scale)}
+    return {"across_mm": across, "height_mm": height, "depth_mm": depth,
+            "depth_of_flat": millimetres(true[..., 2].abs().mean(1), scale)}
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #b78803a2
 class DepthAgreement(NamedTuple):
@@ -76,8 +79,10 @@ def depth_agreement(
     "ValueError if the shapes differ or nothing in the truth varies."
     found, known = np.asarray(predicted, np.float64).ravel(), np.asarray(true, np.float64).ravel()
     if np.shape(predicted) != np.shape(true) or not known.std() > 0:
-        raise ValueError(f"depth_agreement needs two arrays (B, J) of one shape, the second not constant; found {np.shape(predicted)} and {np.shape(true)}.")
-    return DepthAgreement(float(np.corrcoef(found, known)[0, 1]) if found.std() > 0 else 0.0, float(found.std() / known.std()))
+        raise ValueError("depth_agreement needs two arrays (B, J) of one shape, the second not constant; found "
+                         f"{np.shape(predicted)} and {np.shape(true)}.")
+    return DepthAgreement(float(np.corrcoef(found, known)[0, 1]) if found.std() > 0 else 0.0,
+                          float(found.std() / known.std()))
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #1a7d554f
 def procrustes_align(
@@ -160,11 +165,13 @@ def normal_degrees(
     true: Tensor,       # (..., 3, H, W) encoded n/2 + 1/2
     mask: Tensor,       # (..., H, W) true silhouette, bool or coverage
 ) -> Tensor:            # (...) degrees in [0, 180]
-    "Mean angle between the normals over the mask; pixels that the prediction leaves empty count 90 degrees. ValueError for an empty mask."
+    """Mean angle between the normals over the mask; pixels that the prediction leaves empty count 90 degrees.
+    ValueError for an empty mask."""
     check_pair(predicted, true, (3, None, None), "normal_degrees")
     inside = mask > 0.5
     if inside.shape != true.shape[:-3] + true.shape[-2:] or not inside.any(-1).any(-1).all():
-        raise ValueError(f"normal_degrees: mask has shape {tuple(mask.shape)}; it must be the normals' shape {tuple(true.shape)} without its 3 and no image may be empty.")
+        raise ValueError(f"normal_degrees: mask has shape {tuple(mask.shape)}; it must be the normals' shape "
+                         f"{tuple(true.shape)} without its 3 and no image may be empty.")
     a, b = 2 * predicted - 1, 2 * true - 1
     cosine = (a * b).sum(-3) / (a.norm(dim=-3) * b.norm(dim=-3)).clamp_min(1e-8)
     angle = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
@@ -189,14 +196,17 @@ def ssim(
     true: Tensor,       # (B, ..., H, W) in [0, 1]
     sigma: float = 1.5, # of the Gaussian window, pixels; it ends at 3.5 sigma
 ) -> Tensor:            # (B,) at most 1
-    "Structural similarity (Wang et al. 2004; constants .01 and .03), mean over all positions whose window lies inside the picture and over everything but the batch."
+    """Structural similarity (Wang et al. 2004; constants .01 and .03), mean over all positions whose window lies
+    inside the picture and over everything but the batch."""
     check_pair(predicted, true, (None,), "ssim")
     for images in (predicted, true):
         check_levels(images, "ssim")
     reach = int(3.5 * sigma + 0.5)
     if min(predicted.shape[-2:]) < 2 * reach + 1:
-        raise ValueError(f"ssim: pictures are {predicted.shape[-2]} x {predicted.shape[-1]}, but its window needs at least {2 * reach + 1} pixels per side.")
-    kernel = torch.exp(-torch.arange(-reach, reach + 1, dtype=predicted.dtype, device=predicted.device).square() / (2 * sigma**2))
+        raise ValueError(f"ssim: pictures are {predicted.shape[-2]} x {predicted.shape[-1]}, but its window needs at "
+                         f"least {2 * reach + 1} pixels per side.")
+    kernel = torch.exp(-torch.arange(-reach, reach + 1, dtype=predicted.dtype,
+                                     device=predicted.device).square() / (2 * sigma**2))
     kernel = kernel / kernel.sum()
 
     def window(values: Tensor) -> Tensor:
@@ -206,7 +216,8 @@ def ssim(
     mean_x, mean_y = window(x), window(y)
     variance = window(x * x) - mean_x**2 + window(y * y) - mean_y**2
     covariance = window(x * y) - mean_x * mean_y
-    found = (2 * mean_x * mean_y + 0.01**2) * (2 * covariance + 0.03**2) / ((mean_x**2 + mean_y**2 + 0.01**2) * (variance + 0.03**2))
+    found = (2 * mean_x * mean_y + 0.01**2) * (2 * covariance
+                                               + 0.03**2) / ((mean_x**2 + mean_y**2 + 0.01**2) * (variance + 0.03**2))
     return found.reshape(len(predicted), -1).mean(1)
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #2f7f4292
@@ -232,7 +243,8 @@ def _gaussian(features) -> tuple[np.ndarray, np.ndarray]:
     "Mean (F,) and covariance (F, F) of features (N, F), float64."
     table = np.asarray(features, dtype=np.float64)
     if table.ndim != 2 or len(table) < 2 or not np.isfinite(table).all():
-        raise ValueError(f"frechet_distance: features have shape {table.shape}; at least 2 rows of finite numbers (N, F) are needed.")
+        raise ValueError(f"frechet_distance: features have shape {table.shape}; at least 2 rows of finite numbers (N, "
+                         "F) are needed.")
     return table.mean(0), np.atleast_2d(np.cov(table, rowvar=False))
 
 
@@ -240,7 +252,8 @@ def frechet_distance(
     features_a,  # (N, F) array or CPU tensor
     features_b,  # (M, F)
 ) -> float:      # squared units of the features, >= 0
-    "Squared Fréchet distance of two Gaussians fitted to the rows (Heusel et al. 2017). Small samples bias it upwards: compare only values of equal N."
+    """Squared Fréchet distance of two Gaussians fitted to the rows (Heusel et al. 2017). Small samples bias it
+    upwards: compare only values of equal N."""
     (mean_a, cov_a), (mean_b, cov_b) = _gaussian(features_a), _gaussian(features_b)
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"frechet_distance: the sets have {len(mean_a)} and {len(mean_b)} features; they must agree.")
@@ -257,12 +270,15 @@ def bootstrap_ci(
     n: int = 1000,                              # resamples
     seed: int = 0,
 ) -> tuple[float, float]:                       # low, high
-    "95 % percentile bootstrap interval of a statistic, resampling the rows. ValueError for fewer than 2 rows or values that are not finite."
+    """95 % percentile bootstrap interval of a statistic, resampling the rows. ValueError for fewer than 2 rows or
+    values that are not finite."""
     table = np.asarray(values, dtype=np.float64)
     if table.ndim == 0 or len(table) < 2 or not np.isfinite(table).all():
-        raise ValueError(f"bootstrap_ci: values have shape {table.shape}; at least 2 rows of finite numbers are needed.")
+        raise ValueError(f"bootstrap_ci: values have shape {table.shape}; at least 2 rows of finite numbers are "
+                         "needed.")
     rows = np.random.default_rng(seed).integers(0, len(table), (n, len(table)))
-    replicates = table[rows].mean(1) if statistic is np.mean and table.ndim == 1 else [statistic(table[r]) for r in rows]
+    replicates = (table[rows].mean(1) if statistic is np.mean and table.ndim == 1
+                  else [statistic(table[r]) for r in rows])
     low, high = np.percentile(replicates, [2.5, 97.5])
     return float(low), float(high)
 

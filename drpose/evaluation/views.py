@@ -16,8 +16,8 @@ from torch import Tensor
 from ..people.bodies import SKELETON_JOINTS
 from ..pictures.cameras import ViewRig
 from ..pictures.rendering import check_levels
-from .metrics import (axis_errors, check_pair, masks_from_normals, millimetres, mpjpe,
-                                       normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou,
+from .metrics import (axis_errors, check_pair, masks_from_normals, millimetres, mpjpe, normal_degrees,
+                                       pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou,
                                        swap_forgiven_pixels)
 
 # %% auto #0
@@ -37,14 +37,17 @@ class GroundTruth:
         return len(self.joints)
 
     def __getitem__(self, rows) -> GroundTruth:
-        return GroundTruth(*(None if part is None else part[rows] for part in (self.images, self.masks, self.joints, self.scale)))
+        return GroundTruth(*(None if part is None else part[rows]
+                             for part in (self.images, self.masks, self.joints, self.scale)))
 
 
 class EvaluationPredictor(Protocol):
-    "What is needed of the network that reads poses; SkeletonPredictor offers it. Its rig is on the latent grid (image_size = w)."
+    """What is needed of the network that reads poses; SkeletonPredictor offers it. Its rig is on the latent grid
+    (image_size = w)."""
 
     def joints(self, latents: Tensor, rig: ViewRig):
-        "(B, D, V, 4, h, w) -> mapping or object with points2d (B, V, 23, 2), pixels of the latent grid, and joints3d (B, 23, 3), frame units."
+        """(B, D, V, 4, h, w) -> mapping or object with points2d (B, V, 23, 2), pixels of the latent grid, and
+        joints3d (B, 23, 3), frame units."""
 
     def features(self, latents: Tensor, rig: ViewRig) -> Tensor:
         "(B, D, V, 4, h, w) -> (B*V, F) pooled features, views of one sample next to each other."
@@ -79,7 +82,8 @@ class PerSample:
 
     def __getitem__(self, rows) -> PerSample:
         "Rows by slice, integer array or boolean array."
-        return PerSample(**{f.name: None if getattr(self, f.name) is None else getattr(self, f.name)[rows] for f in fields(self)})
+        return PerSample(**{f.name: None if getattr(self, f.name) is None else getattr(self, f.name)[rows]
+                            for f in fields(self)})
 
     @staticmethod
     def cat(parts: Sequence[PerSample]) -> PerSample:
@@ -87,8 +91,10 @@ class PerSample:
         columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(PerSample)}
         mixed = [name for name, column in columns.items() if len({value is None for value in column}) > 1]
         if mixed or not parts:
-            raise ValueError(f"PerSample.cat: {'no parts were given' if not parts else mixed[0] + ' is measured in some parts only'}.")
-        return PerSample(**{name: None if column[0] is None else np.concatenate(column) for name, column in columns.items()})
+            raise ValueError("PerSample.cat: "
+                             f"{'no parts were given' if not parts else mixed[0] + ' is measured in some parts only'}.")
+        return PerSample(**{name: None if column[0] is None else np.concatenate(column)
+                            for name, column in columns.items()})
 
 # %% ../../nbs/evaluation/02_views.ipynb #a6145e70
 def _numbers(tensor: Tensor) -> np.ndarray:
@@ -121,7 +127,8 @@ def pose_metrics(
         "swap_forgiven_pixels": _numbers(swap_forgiven_pixels(predicted, true)),
         "pck3": _numbers(pck(errors, rig.image_size)),
         **{name: _numbers(value) for name, value in axis_errors(joints3d, true_joints, scale).items()},
-        "depths": _numbers(torch.stack([(joints - joints[:, :1])[..., 2] * (1000 / scale[:, None]) for joints in (joints3d, true_joints)], 1)),
+        "depths": _numbers(torch.stack([(joints - joints[:, :1])[..., 2] * (1000 / scale[:, None])
+                                        for joints in (joints3d, true_joints)], 1)),
     }
 
 # %% ../../nbs/evaluation/02_views.ipynb #61b250d6
@@ -155,39 +162,49 @@ def drift(
 def _check_views(images: Tensor | None, latents: Tensor, truth: GroundTruth, rig: ViewRig) -> None:
     "Shapes agree and no number is NaN or infinite; one sentence otherwise."
     b, v = len(truth), rig.num_views
-    wanted = {"latents": (latents, (b, 2, v, *latents.shape[3:])), "true joints": (truth.joints, (b, len(SKELETON_JOINTS), 3)), "true scale": (truth.scale, (b,))}
+    wanted = {"latents": (latents, (b, 2, v, *latents.shape[3:])),
+              "true joints": (truth.joints, (b, len(SKELETON_JOINTS), 3)), "true scale": (truth.scale, (b,))}
     if images is not None:
         size = truth.images.shape[-1]
-        wanted |= {"images": (images, (b, 2, v, 3, size, size)), "true images": (truth.images, (b, 2, v, 3, size, size)), "true masks": (truth.masks, (b, v, size, size))}
+        wanted |= {"images": (images, (b, 2, v, 3, size, size)),
+                   "true images": (truth.images, (b, 2, v, 3, size, size)),
+                   "true masks": (truth.masks, (b, v, size, size))}
     for name, (tensor, shape) in wanted.items():
         if tuple(tensor.shape) != shape:
-            raise ValueError(f"evaluate_views: {name} have shape {tuple(tensor.shape)}; {shape} is needed for {b} samples and {v} views.")
+            raise ValueError(f"evaluate_views: {name} have shape {tuple(tensor.shape)}; {shape} is needed for {b} "
+                             f"samples and {v} views.")
         bad = (~torch.isfinite(tensor.float())).flatten(1).any(1) if tensor.ndim > 1 else ~(tensor > 0)
         if bad.any():
-            raise ValueError(f"evaluate_views: {name} of sample {int(bad.nonzero()[0])} are not finite{' and positive' if tensor.ndim == 1 else ''}.")
+            raise ValueError(f"evaluate_views: {name} of sample {int(bad.nonzero()[0])} are not "
+                             f"finite{' and positive' if tensor.ndim == 1 else ''}.")
         if "images" in name:
             check_levels(tensor, f"evaluate_views: {name}")
 
 
 @torch.no_grad()
 def evaluate_views(
-    images: Tensor | None,               # (B, D, V, 3, H, W) generated normals and colours in [0, 1]; None: only poses are measured
+    # (B, D, V, 3, H, W) generated normals and colours in [0, 1]; None: only poses are measured
+    images: Tensor | None,
     latents: Tensor,                     # (B, D, V, 4, h, w) the latents they were decoded from
     truth: GroundTruth,                  # B samples
-    eval_predictor: EvaluationPredictor,                        # reads joints from latents; must not be the network that gave the reward
+    # reads joints from latents; must not be the network that gave the reward
+    eval_predictor: EvaluationPredictor,
     rig: ViewRig,                        # V views, mirrored flags as generated; image_size is set here
     base_latents: Tensor | None = None,  # (B, D, V, 4, h, w) of the base model from the same noise, for drift
     seen: Sequence[int] = (0,),          # views the model was shown
 ) -> PerSample:
-    "Measures one batch of generated views against the truth. ValueError names the first wrong shape or non-finite sample."
+    """Measures one batch of generated views against the truth. ValueError names the first wrong shape or non-finite
+    sample."""
     _check_views(images, latents, truth, rig)
     views, grid = _unseen(rig, seen), latents.shape[-1]
     image_rig, latent_rig = rig if images is None else rig.resized(images.shape[-1]), rig.resized(grid)
-    latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()  # measured on the processor; the evaluation predictor reads where it is
+    # measured on the processor; the evaluation predictor reads where it is
+    latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()
     place = getattr(eval_predictor, "device", "cpu")
     asked = latents.to(place)
     found = eval_predictor.joints(asked, latent_rig)
-    points2d, joints3d = ((found[k] if isinstance(found, Mapping) else getattr(found, k)).cpu() for k in ("points2d", "joints3d"))
+    points2d, joints3d = ((found[k] if isinstance(found, Mapping) else getattr(found, k)).cpu()
+                          for k in ("points2d", "joints3d"))
     features = _numbers(eval_predictor.features(asked, latent_rig)).reshape(len(truth), rig.num_views, -1)[:, views]
     return PerSample(
         **pose_metrics(points2d * (image_rig.image_size / grid), joints3d, truth.joints, truth.scale, image_rig, seen),
@@ -205,8 +222,10 @@ def metrics_of_joints(
     rig: ViewRig,               # image_size = side of the image
     seen: Sequence[int] = (0,),
 ) -> PerSample:                 # pose metrics only
-    "The pose metrics of joints that no picture was drawn from: a predictor that always answers the same framed pose, or an estimate of each. ValueError for another shape."
+    """The pose metrics of joints that no picture was drawn from: a predictor that always answers the same framed
+    pose, or an estimate of each. ValueError for another shape."""
     if tuple(answer.shape) not in (tuple(true_joints.shape[1:]), tuple(true_joints.shape)):
-        raise ValueError(f"metrics_of_joints: joints have shape {tuple(answer.shape)}; {tuple(true_joints.shape[1:])} or {tuple(true_joints.shape)} is needed.")
+        raise ValueError(f"metrics_of_joints: joints have shape {tuple(answer.shape)}; {tuple(true_joints.shape[1:])} "
+                         f"or {tuple(true_joints.shape)} is needed.")
     joints3d = answer.to(true_joints).expand_as(true_joints)
     return PerSample(**pose_metrics(rig.project(joints3d), joints3d, true_joints, scale, rig, seen))

@@ -37,9 +37,11 @@ class Parameter:
 
 
 def jobs_folder() -> Path:
-    "The folder of the job notebooks: beside the package in a wheel, `nbs/runs` in a checkout. FileNotFoundError if there is neither."
+    """The folder of the job notebooks: beside the package in a wheel, `nbs/runs` in a checkout. FileNotFoundError if
+    there is neither."""
     package = Path(find_spec("drpose").origin).resolve().parent
-    found = next((folder for folder in (package / "jobs", package.parent / "nbs" / "runs") if (folder / "posttrain.ipynb").is_file()), None)
+    found = next((folder for folder in (package / "jobs", package.parent / "nbs" / "runs")
+                  if (folder / "posttrain.ipynb").is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{package / 'jobs'}: no such folder, needed the job notebooks; install drpose again")
     return found
@@ -59,11 +61,13 @@ def job_description(path: Path) -> str:
 
 def job_parameters(path: Path) -> dict[str, Parameter]:
     "A job's parameters by name, in order, as papermill reads them."
-    return {name: Parameter(name, found["inferred_type_name"], found["default"], found["help"].strip()) for name, found in papermill.inspect_notebook(str(path)).items()}
+    return {name: Parameter(name, found["inferred_type_name"], found["default"], found["help"].strip())
+            for name, found in papermill.inspect_notebook(str(path)).items()}
 
 # %% ../../nbs/ground/06_command.ipynb #cef82322
 def read_preset(path: Path) -> dict[str, Any]:
-    "The settings in a YAML file. FileNotFoundError or ValueError naming the file, and the line's name where it is left empty."
+    """The settings in a YAML file. FileNotFoundError or ValueError naming the file, and the line's name where it is
+    left empty."""
     try:
         values = yaml.safe_load(read_text(path, "a preset (.yaml)", most=2**20))
     except (yaml.YAMLError, RecursionError) as error:
@@ -79,7 +83,8 @@ def read_preset(path: Path) -> dict[str, Any]:
 def job_presets(path: Path) -> list[str]:
     "Names of the presets that fit the job at `path`: those whose names are all its parameters."
     known = set(job_parameters(path))
-    return [preset.stem for preset in sorted((path.parent / "configs").glob("*.yaml")) if set(read_preset(preset)) <= known]
+    return [preset.stem for preset in sorted((path.parent / "configs").glob("*.yaml"))
+            if set(read_preset(preset)) <= known]
 
 
 def find_preset(name: str, job: Path) -> Path:
@@ -89,7 +94,8 @@ def find_preset(name: str, job: Path) -> Path:
         return Path(name)
     if shipped.is_file():
         return shipped
-    raise FileNotFoundError(f"{Path(name).absolute()}: no such preset; {job.stem} has {', '.join(job_presets(job)) or 'none'}, or name a YAML file")
+    raise FileNotFoundError(f"{Path(name).absolute()}: no such preset; {job.stem} has "
+                            f"{', '.join(job_presets(job)) or 'none'}, or name a YAML file")
 
 # %% ../../nbs/ground/06_command.ipynb #f3ae0d09
 def _value(text: str, parameter: Parameter) -> Any:
@@ -110,8 +116,10 @@ def _value(text: str, parameter: Parameter) -> Any:
     return value
 
 
-def settings_of(job: Path, preset: str | None = None, given: Sequence[Sequence[str]] = (), output: str | None = None) -> dict[str, Any]:
-    "The parameters of one run. ValueError or FileNotFoundError in one sentence for a preset or a name that does not fit."
+def settings_of(job: Path, preset: str | None = None, given: Sequence[Sequence[str]] = (),
+                output: str | None = None) -> dict[str, Any]:
+    """The parameters of one run. ValueError or FileNotFoundError in one sentence for a preset or a name that does
+    not fit."""
     known = job_parameters(job)
     source = find_preset(preset, job) if preset else None
     values = read_preset(source) if source else {}
@@ -123,22 +131,27 @@ def settings_of(job: Path, preset: str | None = None, given: Sequence[Sequence[s
     unknown = next((name for name in values if name not in known), None)
     if unknown is not None:
         fits = [other for other, path in job_notebooks().items() if set(values) <= set(job_parameters(path))]
-        raise ValueError(f"{source}: {job.stem} has no parameter {unknown!r}; {f'this preset is for {chr(32).join(fits)}' if fits else nearest_name(unknown, known)}")
+        raise ValueError(f"{source}: {job.stem} has no parameter {unknown!r}; "
+                         f"{f'this preset is for {chr(32).join(fits)}' if fits else nearest_name(unknown, known)}")
     if output is not None:
         values["output_dir"] = output
     return values
 
 # %% ../../nbs/ground/06_command.ipynb #ff8ca0bb
-KERNEL_ARGUMENTS = ["--InteractiveShellApp.ignore_cwd=True", "--log-level=50"]  # keep the folder off the search path; say nothing about the kernel's own sockets
+# keep the folder off the search path; say nothing about the kernel's own sockets
+KERNEL_ARGUMENTS = ["--InteractiveShellApp.ignore_cwd=True", "--log-level=50"]
 
 
 def run_job(job: Path, values: dict[str, Any]) -> Path:
-    "Execute a job's notebook with these settings in the current folder; returns the executed notebook, which lies in its output_dir. PapermillExecutionError if a cell fails."
+    """Execute a job's notebook with these settings in the current folder; returns the executed notebook, which lies
+    in its output_dir. PapermillExecutionError if a cell fails."""
     folder = Path(values.get("output_dir") or job_parameters(job)["output_dir"].default.strip("\"'")).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this Python, not one of the same name that another left in the home folder
+    # the kernel of this Python, not one of the same name that another left in the home folder
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     executed = folder / job.name
-    papermill.execute_notebook(str(job), str(executed), parameters=values, cwd=str(Path.cwd()), kernel_name="python3", progress_bar=False, log_output=True, extra_arguments=KERNEL_ARGUMENTS)
+    papermill.execute_notebook(str(job), str(executed), parameters=values, cwd=str(Path.cwd()), kernel_name="python3",
+                               progress_bar=False, log_output=True, extra_arguments=KERNEL_ARGUMENTS)
     return executed
 
 # %% ../../nbs/ground/06_command.ipynb #a837dc4d
@@ -157,7 +170,8 @@ def _tell_parameters(job: Path) -> None:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("drpose", description="Post-training of multi-view human diffusion models: its jobs.")
+    parser = argparse.ArgumentParser("drpose",
+                                     description="Post-training of multi-view human diffusion models: its jobs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="jobs|run")
     commands.add_parser("jobs", help="list the jobs and their presets")
     run = commands.add_parser("run", add_help=False, help="run a job; drpose run JOB --help lists its parameters")

@@ -28,7 +28,8 @@ __all__ = ['MOST_TEXT', 'MOST_ARRAY', 'PICTURE_FORMATS', 'MOST_PIXELS', 'write_a
 
 # %% ../../nbs/ground/02_files.ipynb #fa929636
 def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
-    "Let `write(temporary_path)` fill a temporary file beside `path`, then rename it to `path` in one step; on an error nothing is left behind."
+    """Let `write(temporary_path)` fill a temporary file beside `path`, then rename it to `path` in one step; on an
+    error nothing is left behind."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -47,7 +48,8 @@ def write_atomic(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def write_json(path: str | Path, value: Any) -> Path:
     "Write `value` as indented JSON, atomically."
-    return write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n"))
+    return write_atomic(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False)
+            + "\n"))
 
 # %% ../../nbs/ground/02_files.ipynb #2fa840cd
 def _briefly(error: BaseException) -> str:
@@ -58,13 +60,16 @@ def _briefly(error: BaseException) -> str:
 
 @contextmanager
 def reading(path: str | Path, needed: str) -> Iterator[None]:
-    """While the file `path` is read, whatever is raised becomes one sentence: the file, what it should be (`needed`, such as "a BVH file"), what is wrong.
+    """While the file `path` is read, whatever is raised becomes one sentence: the file, what it should be (`needed`,
+    such as "a BVH file"), what is wrong.
 
-    FileNotFoundError if there is no such file, ValueError for everything else. A ValueError that begins with the file's name, or that another door has written, passes."""
+    FileNotFoundError if there is no such file, ValueError for everything else. A ValueError that begins with the
+    file's name, or that another door has written, passes."""
     try:
         yield
     except Exception as error:  # a damaged file can fail in any way at all, MemoryError and RecursionError among them
-        if getattr(error, "explained", False) or (isinstance(error, (ValueError, FileNotFoundError)) and str(error).startswith(str(path))):
+        if getattr(error, "explained", False) or (isinstance(error, (ValueError, FileNotFoundError))
+                                                  and str(error).startswith(str(path))):
             raise
         if isinstance(error, FileNotFoundError) and not Path(path).exists():
             refusal: Exception = FileNotFoundError(f"{path}: no such file, needed {needed}")
@@ -77,7 +82,8 @@ def reading(path: str | Path, needed: str) -> Iterator[None]:
 
 # %% ../../nbs/ground/02_files.ipynb #1051e8f6
 MOST_TEXT = 2**26  # bytes of a JSON or other text file
-MOST_ARRAY = 2**29  # bytes of one array: half an hour of SMPL-X motion at 120 frames per second, in double precision, is 0.3 GB
+# bytes of one array: half an hour of SMPL-X motion at 120 frames per second, in double precision, is 0.3 GB
+MOST_ARRAY = 2**29
 
 
 def read_bytes(path: str | Path, needed: str, most: int = MOST_TEXT) -> bytes:
@@ -96,7 +102,8 @@ def read_text(path: str | Path, needed: str, most: int = MOST_TEXT) -> str:
 
 
 def read_json(path: str | Path, needed: str = "a JSON file", kind: type | None = None, most: int = MOST_TEXT) -> Any:
-    "The value in a JSON file, of type `kind` where one is named. FileNotFoundError or ValueError in one sentence, also for brackets nested without end."
+    """The value in a JSON file, of type `kind` where one is named. FileNotFoundError or ValueError in one sentence,
+    also for brackets nested without end."""
     with reading(path, needed):
         try:
             value = json.loads(read_text(path, needed, most))
@@ -109,8 +116,10 @@ def read_json(path: str | Path, needed: str = "a JSON file", kind: type | None =
     return value
 
 # %% ../../nbs/ground/02_files.ipynb #e65d3cdc
-def read_lines(path: str | Path, needed: str = "a file of one JSON object per line", most: int = MOST_TEXT) -> list[dict]:
-    "The objects in a file of one JSON object per line; a last line that was cut while it was written is left out. FileNotFoundError, or ValueError naming the broken line."
+def read_lines(path: str | Path, needed: str = "a file of one JSON object per line",
+               most: int = MOST_TEXT) -> list[dict]:
+    """The objects in a file of one JSON object per line; a last line that was cut while it was written is left out.
+    FileNotFoundError, or ValueError naming the broken line."""
     *lines, last = read_bytes(path, needed, most).split(b"\n")
     rows = []
     with reading(path, needed):
@@ -135,13 +144,16 @@ def _array(file: BinaryIO, size: int, path: str | Path, field: str, most: int) -
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, column_first, dtype = header(file)
-    except Exception as error:  # numpy parses the header as a Python literal, so that damage can end in a tokenizer's errors
-        raise ValueError(f"{path}: field {field!r} holds damaged data (its header cannot be parsed: {_briefly(error)}), needed a plain numeric array.") from None
+    # numpy parses the header as a Python literal, so that damage can end in a tokenizer's errors
+    except Exception as error:
+        raise ValueError(f"{path}: field {field!r} holds damaged data (its header cannot be parsed: "
+                         f"{_briefly(error)}), needed a plain numeric array.") from None
     if dtype.hasobject:
         raise ValueError(f"{path}: field {field!r} holds a pickled object, needed a plain numeric array.")
     needed, found = int(np.prod(shape, dtype=object)) * dtype.itemsize, size - file.tell()
     if needed != found:
-        raise ValueError(f"{path}: field {field!r} holds damaged data, its header promises {needed} bytes and {found} are there; needed a plain numeric array.")
+        raise ValueError(f"{path}: field {field!r} holds damaged data, its header promises {needed} bytes and {found} "
+                         "are there; needed a plain numeric array.")
     if needed > most:
         raise ValueError(f"{path}: field {field!r} has {needed / 1e6:,.0f} MB, needed at most {most / 1e6:,.0f} MB.")
     values = np.frombuffer(file.read(needed), dtype=dtype)
@@ -160,21 +172,27 @@ def npz_fields(path: str | Path, needed: str) -> set[str]:
         return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
 
 
-def read_npz(path: str | Path, fields: Sequence[str], optional: Sequence[str] = (), needed: str = "an .npz body file", most: int = MOST_ARRAY) -> dict[str, np.ndarray]:
-    "The named arrays of an .npz file, those of `optional` where they are there; other members are not opened and nothing is unpickled. FileNotFoundError or ValueError in one sentence."
+def read_npz(path: str | Path, fields: Sequence[str], optional: Sequence[str] = (), needed: str = "an .npz body file",
+             most: int = MOST_ARRAY) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, those of `optional` where they are there; other members are not opened and
+    nothing is unpickled. FileNotFoundError or ValueError in one sentence."""
     path = Path(path)
     if path.suffix.lower() in (".pkl", ".pickle"):
-        raise ValueError(f"{path}: pickle files can run any program when loaded and are not read; convert it to .npz with plain arrays first.")
+        raise ValueError(f"{path}: pickle files can run any program when loaded and are not read; convert it to .npz "
+                         "with plain arrays first.")
     with reading(path, needed):
         try:
             archive = zipfile.ZipFile(path)
         except zipfile.BadZipFile:
-            raise ValueError(f"{path}: not an .npz archive, or cut short; needed {needed} with the fields {', '.join(fields)}.") from None
+            raise ValueError(f"{path}: not an .npz archive, or cut short; needed {needed} with the fields "
+                             f"{', '.join(fields)}.") from None
         with archive:
-            names = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist() if name.endswith(".npy")}
+            names = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()
+                     if name.endswith(".npy")}
             missing = [field for field in fields if field not in names]
             if missing:
-                raise ValueError(f"{path}: field '{missing[0]}' is missing, found {', '.join(sorted(names)) or 'no arrays'}.")
+                raise ValueError(f"{path}: field '{missing[0]}' is missing, found "
+                                 f"{', '.join(sorted(names)) or 'no arrays'}.")
             found = {}
             for field in (*fields, *(field for field in optional if field in names)):
                 try:
@@ -183,12 +201,14 @@ def read_npz(path: str | Path, fields: Sequence[str], optional: Sequence[str] = 
                 except Exception as error:
                     if str(error).startswith(str(path)):
                         raise
-                    raise ValueError(f"{path}: field '{field}' holds damaged data ({_briefly(error)}), needed a plain numeric array.") from None
+                    raise ValueError(f"{path}: field '{field}' holds damaged data ({_briefly(error)}), needed a plain "
+                                     "numeric array.") from None
             return found
 
 # %% ../../nbs/ground/02_files.ipynb #e5f4ff4a
 def read_tensors(path: str | Path, needed: str, names: Sequence[str] = ()) -> dict[str, Tensor]:
-    "All tensors of a safetensors file; `names` have to be among them. FileNotFoundError, or ValueError in one sentence if it is damaged, lacks one, or holds numbers that are not finite."
+    """All tensors of a safetensors file; `names` have to be among them. FileNotFoundError, or ValueError in one
+    sentence if it is damaged, lacks one, or holds numbers that are not finite."""
     with reading(path, needed):
         if not Path(path).is_file():
             raise FileNotFoundError
@@ -206,16 +226,20 @@ PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MOST_PIXELS = 2**26  # 8192 x 8192
 
 
-def read_picture(path: str | Path, needed: str = "a picture", formats: Sequence[str] = PICTURE_FORMATS, most: int = MOST_PIXELS, content: bytes | None = None) -> Image.Image:
-    "The decoded picture in a file (or in `content`, which came from `path`). FileNotFoundError or ValueError in one sentence; the size is checked before anything is decoded."
+def read_picture(path: str | Path, needed: str = "a picture", formats: Sequence[str] = PICTURE_FORMATS,
+                 most: int = MOST_PIXELS, content: bytes | None = None) -> Image.Image:
+    """The decoded picture in a file (or in `content`, which came from `path`). FileNotFoundError or ValueError in
+    one sentence; the size is checked before anything is decoded."""
     with reading(path, needed), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is stricter and says what is needed
+        # the bound below is stricter and says what is needed
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             opened = Image.open(path if content is None else io.BytesIO(content), formats=formats)
         except UnidentifiedImageError:
             raise ValueError(f"{path}: cannot be read as {needed} (it is none of {', '.join(formats)})") from None
         with opened:
             if opened.width * opened.height > most:
-                raise ValueError(f"{path}: has {opened.width} x {opened.height} pixels, needed {needed} of at most {most / 1e6:.0f} million")
+                raise ValueError(f"{path}: has {opened.width} x {opened.height} pixels, needed {needed} of at most "
+                                 f"{most / 1e6:.0f} million")
             opened.load()
             return opened.copy() if opened.format == "GIF" else opened

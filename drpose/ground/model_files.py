@@ -34,7 +34,8 @@ POSITIVE = ("scaling_factor", "sigma", "norm_eps")
 
 
 def _check_values(path: Path, config: Mapping[str, Any], name: str = "") -> None:
-    "ValueError naming the file and the value unless every number in a config is finite and of a size that networks have."
+    """ValueError naming the file and the value unless every number in a config is finite and of a size that networks
+    have."""
     for key, value in config.items():
         inside = f"{name}{key}"
         if isinstance(value, Mapping):
@@ -43,27 +44,40 @@ def _check_values(path: Path, config: Mapping[str, Any], name: str = "") -> None
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
             most = MOST_LAYERS if "layers" in key else MOST_VALUES
-            if not math.isfinite(number) or isinstance(number, int) and abs(number) > most and not key.endswith("token_id") or key in POSITIVE and not number > 0:
-                raise ValueError(f"{path}: {inside!r} is {str(value)[:60]}, needed {'a number above 0' if key in POSITIVE else 'finite numbers'}, in whole numbers at most {most:,}.")
+            if (
+                not math.isfinite(number)
+                or isinstance(number, int)
+                and abs(number) > most
+                and not key.endswith("token_id")
+                or key in POSITIVE
+                and not number > 0
+            ):
+                raise ValueError(f"{path}: {inside!r} is {str(value)[:60]}, needed "
+                                 f"{'a number above 0' if key in POSITIVE else 'finite numbers'}, in whole numbers at "
+                                 f"most {most:,}.")
         if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS and not key.endswith("betas"):
             raise ValueError(f"{path}: {inside!r} is a list of {len(value):,}, needed at most {MOST_LAYERS}.")
 
 
 def check_folder(folder: str | Path, kind: str) -> Path:
-    "The folder as a path. FileNotFoundError or ValueError with one sentence if it is none, or holds Python that a loader might import."
+    """The folder as a path. FileNotFoundError or ValueError with one sentence if it is none, or holds Python that a
+    loader might import."""
     folder = Path(folder)
     if folder.is_file():
         raise ValueError(f"{folder}: is a file, needed the folder that save_pretrained wrote for a {kind}.")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder.absolute()}: no such folder, needed one that save_pretrained wrote for a {kind}.")
+        raise FileNotFoundError(f"{folder.absolute()}: no such folder, needed one that save_pretrained wrote for a "
+                                f"{kind}.")
     script = next(iter(sorted(folder.glob("*.py"))), None)
     if script is not None:
-        raise ValueError(f"{script}: is a program in the folder of a {kind}; models are numbers, so look at it, and take it out if you trust the rest.")
+        raise ValueError(f"{script}: is a program in the folder of a {kind}; models are numbers, so look at it, and "
+                         "take it out if you trust the rest.")
     return folder
 
 
 def read_config(folder: str | Path, kind: str, file: str = "config.json", also: Sequence[str] = ()) -> dict:
-    "The config of a model of class `kind` in `folder`. FileNotFoundError or ValueError with one sentence if there is none, it is another class's (`also` are other names of the same), or a value is impossible."
+    """The config of a model of class `kind` in `folder`. FileNotFoundError or ValueError with one sentence if there
+    is none, it is another class's (`also` are other names of the same), or a value is impossible."""
     folder = check_folder(folder, kind)
     path = folder / file
     if not path.is_file():
@@ -87,21 +101,24 @@ def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
     except Exception as error:  # damage can fail in any way; each means the same to the reader
-        raise ValueError(f"{path}: is cut short or no safetensors file ({' '.join(str(error).split())[:80]}), needed a whole one.") from None
+        raise ValueError(f"{path}: is cut short or no safetensors file ({' '.join(str(error).split())[:80]}), needed "
+                         "a whole one.") from None
 
 
 def _listed_parts(index: Path) -> list[Path]:
     "The files that an index of a large model lists. ValueError unless each lies beside it and is safetensors."
     places = read_json(index, "the index of a model in parts", kind=dict, most=2**24).get("weight_map")
     names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
-    wrong = next((name for name in names if Path(name).name != name or not name.endswith(".safetensors") or not (index.parent / name).is_file()), None)
+    wrong = next((name for name in names if Path(name).name != name or not name.endswith(".safetensors")
+                  or not (index.parent / name).is_file()), None)
     if wrong is not None or not names:
         raise ValueError(f"{index}: lists {wrong or 'no files'}, needed names of safetensors files beside it.")
     return [index.parent / name for name in names]
 
 
 def weight_files(folder: str | Path, variant: str | None = None) -> list[Path]:
-    "The safetensors files that hold a model's weights, those of `variant` (such as \"fp16\") where there are some. FileNotFoundError or ValueError with one sentence if there are none that can be read safely."
+    """The safetensors files that hold a model's weights, those of `variant` (such as "fp16") where there are some.
+    FileNotFoundError or ValueError with one sentence if there are none that can be read safely."""
     folder = Path(folder)
     for infix in ([f".{variant}"] if variant else []) + [""]:
         for stem in STEMS:
@@ -115,11 +132,13 @@ def weight_files(folder: str | Path, variant: str | None = None) -> list[Path]:
         raise ValueError(f"{folder}: holds {others[0]} alone; to load it say variant={others[0].split('.')[1]!r}.")
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
     if pickles:
-        raise ValueError(f"{folder}: holds its weights as {pickles[0]}, a pickle, which can run any program when opened and is never read; needed safetensors.")
+        raise ValueError(f"{folder}: holds its weights as {pickles[0]}, a pickle, which can run any program when "
+                         "opened and is never read; needed safetensors.")
     raise FileNotFoundError(f"{folder}: holds a config but no weights, needed {STEMS[0]}.safetensors.")
 
 # %% ../../nbs/ground/04_model_files.ipynb #9af74e2d
-OLDER_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}  # of attention in autoencoders
+# of attention in autoencoders
+OLDER_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def _todays_name(name: str, needed: Mapping[str, Any]) -> str:
@@ -131,15 +150,18 @@ def _todays_name(name: str, needed: Mapping[str, Any]) -> str:
 
 
 def empty_model(kind: type, folder: str | Path, config: dict) -> nn.Module:
-    "A network of class `kind` without numbers, from the names in a config that the class knows. ValueError with one sentence if the values do not fit together."
+    """A network of class `kind` without numbers, from the names in a config that the class knows. ValueError with
+    one sentence if the values do not fit together."""
     maker = getattr(kind, "config_class", None)  # transformers' models are made from an object
     known = set(maker().to_dict() if maker else inspect.signature(kind.__init__).parameters) - {"self"}
     values = {name: value for name, value in config.items() if name in known and not name.startswith("_")}
     try:
         with init_empty_weights(include_buffers=False):
             return kind(maker(**values)) if maker else kind.from_config(values)
-    except Exception as error:  # a nonsensical value can fail anywhere in a constructor; each means the same to the reader
-        raise ValueError(f"{Path(folder) / 'config.json'}: gives no {kind.__name__}: {' '.join(str(error).split())[:200]}") from None
+    # a nonsensical value can fail anywhere in a constructor; each means the same to the reader
+    except Exception as error:
+        raise ValueError(f"{Path(folder) / 'config.json'}: gives no {kind.__name__}: "
+                         f"{' '.join(str(error).split())[:200]}") from None
 
 
 def check_fits(model: nn.Module, folder: str | Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -148,16 +170,22 @@ def check_fits(model: nn.Module, folder: str | Path, shapes: dict[str, tuple[int
     shapes = {_todays_name(name, needed): shape for name, shape in shapes.items()}
     missing = [name for name in needed if name not in shapes]
     if missing:
-        raise ValueError(f"{folder}: its weights lack {len(missing)} of {len(needed)} tensors that its config needs, for example {missing[0]}.")
-    wrong = next((name for name in needed if math.prod(shapes[name]) != math.prod(needed[name]) or shapes[name][: len(needed[name])] != needed[name]), None)
+        raise ValueError(f"{folder}: its weights lack {len(missing)} of {len(needed)} tensors that its config needs, "
+                         f"for example {missing[0]}.")
+    wrong = next((name for name in needed if math.prod(shapes[name]) != math.prod(needed[name])
+                  or shapes[name][: len(needed[name])] != needed[name]), None)
     if wrong:
-        raise ValueError(f"{folder}: its weight {wrong} has shape {shapes[wrong]}, but its config needs {needed[wrong]}.")
+        raise ValueError(f"{folder}: its weight {wrong} has shape {shapes[wrong]}, but its config needs "
+                         f"{needed[wrong]}.")
 
 
-def load_model(kind: type, folder: str | Path, torch_dtype: torch.dtype | None = None, variant: str | None = None) -> nn.Module:
-    """A network of class `kind` (of diffusers, transformers or ours) from its folder, in evaluation mode, in single precision unless `torch_dtype` says otherwise.
+def load_model(kind: type, folder: str | Path, torch_dtype: torch.dtype | None = None,
+               variant: str | None = None) -> nn.Module:
+    """A network of class `kind` (of diffusers, transformers or ours) from its folder, in evaluation mode, in single
+    precision unless `torch_dtype` says otherwise.
 
-    FileNotFoundError or ValueError with one sentence if it is another model's, damaged, lacks a weight, or holds one that is no number. Nothing else in the folder is opened, and nothing is looked for elsewhere."""
+    FileNotFoundError or ValueError with one sentence if it is another model's, damaged, lacks a weight, or holds one
+    that is no number. Nothing else in the folder is opened, and nothing is looked for elsewhere."""
     config = read_config(folder, kind.__name__, also=getattr(kind, "also_known_as", ()))
     files = weight_files(folder, variant)
     model = empty_model(kind, folder, config)
@@ -168,50 +196,63 @@ def load_model(kind: type, folder: str | Path, torch_dtype: torch.dtype | None =
             name = _todays_name(name, needed)
             if name in needed:
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{path}: weight {name} holds numbers that are not finite, needed a trained {kind.__name__}.")
-                tensors[name] = tensor.reshape(needed[name].shape).to((torch_dtype or torch.float32) if tensor.is_floating_point() else tensor.dtype)
+                    raise ValueError(f"{path}: weight {name} holds numbers that are not finite, needed a trained "
+                                     f"{kind.__name__}.")
+                tensors[name] = tensor.reshape(needed[name].shape).to((torch_dtype or torch.float32)
+                        if tensor.is_floating_point() else tensor.dtype)
     model.load_state_dict(tensors, assign=True)
     if hasattr(model, "register_to_config"):
         model.register_to_config(_name_or_path=str(folder))
-    return nn.Module.to(model, torch_dtype or torch.float32).eval()  # the buffers too; the library's own method would warn of layers that it does not have
+    # the buffers too; the library's own method would warn of layers that it does not have
+    return nn.Module.to(model, torch_dtype or torch.float32).eval()
 
 # %% ../../nbs/ground/04_model_files.ipynb #5a6d9a6d
 def means_hub(name: str | os.PathLike) -> bool:
-    "Whether `from_pretrained` should look for `name` on the hub: text of the form owner/model whose first part is no local folder."
+    """Whether `from_pretrained` should look for `name` on the hub: text of the form owner/model whose first part is
+    no local folder."""
     parts = str(name).split("/")
-    return isinstance(name, str) and len(parts) == 2 and all(parts) and not parts[0].startswith((".", "~")) and not Path(parts[0]).exists()
+    return (isinstance(name, str) and len(parts) == 2 and all(parts) and not parts[0].startswith((".", "~"))
+            and not Path(parts[0]).exists())
 
 
 HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token")  # of from_pretrained, as in diffusers
 
 
 def model_folder(name: str | os.PathLike, variant: str | None = None, **hub) -> Path:
-    """The folder that `name` means: a local one as it is; for owner/model its configs, vocabularies and weights, fetched or from the cache.
+    """The folder that `name` means: a local one as it is; for owner/model its configs, vocabularies and weights,
+    fetched or from the cache.
 
-    `hub`: some of HUB_OPTIONS. FileNotFoundError with one sentence if the hub has no such model, cannot be reached, or does not let us in."""
+    `hub`: some of HUB_OPTIONS. FileNotFoundError with one sentence if the hub has no such model, cannot be reached,
+    or does not let us in."""
     if not means_hub(name):
         return Path(name)
     unwanted = [] if variant else ["*.fp16.safetensors", "*.fp16-*.safetensors"]
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.safetensors", "*_embeds.pt"], ignore_patterns=unwanted, **hub))
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.txt", "*.safetensors", "*_embeds.pt"],
+                                      ignore_patterns=unwanted, **hub))
     except Exception as error:  # no network, no such model, no right to it: the hub's own words are long
         said = " ".join(str(error).split())
-        raise FileNotFoundError(f"{name}: no folder of this name in {Path.cwd()}, and the hub gives no such model ({type(error).__name__}: {said[:160]}).") from None
+        raise FileNotFoundError(f"{name}: no folder of this name in {Path.cwd()}, and the hub gives no such model "
+                                f"({type(error).__name__}: {said[:160]}).") from None
 
 
 class CheckedModel:
     "Goes before diffusers' `ModelMixin`: `from_pretrained` is `load_model`."
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, torch_dtype: torch.dtype | None = None, variant: str | None = None, subfolder: str = "", **hub):
-        "The model in a folder, or on the hub under the name owner/model; `hub`: some of HUB_OPTIONS. Raises FileNotFoundError or ValueError, see `load_model`."
+    def from_pretrained(cls, folder: str | os.PathLike, torch_dtype: torch.dtype | None = None,
+                        variant: str | None = None, subfolder: str = "", **hub):
+        """The model in a folder, or on the hub under the name owner/model; `hub`: some of HUB_OPTIONS. Raises
+        FileNotFoundError or ValueError, see `load_model`."""
         unknown = sorted(set(hub) - set(HUB_OPTIONS))
         if unknown:
-            raise ValueError(f"{folder}: {unknown[0]} is no option of {cls.__name__}.from_pretrained; there are torch_dtype, variant, subfolder, {', '.join(HUB_OPTIONS)}.")
+            raise ValueError(f"{folder}: {unknown[0]} is no option of {cls.__name__}.from_pretrained; there are "
+                             f"torch_dtype, variant, subfolder, {', '.join(HUB_OPTIONS)}.")
         return load_model(cls, model_folder(folder, variant, **hub) / subfolder, torch_dtype, variant)
 
 # %% ../../nbs/ground/04_model_files.ipynb #98f0bf9b
-PROCESSOR_NAMES = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb")
+PROCESSOR_NAMES = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
+                   "do_normalize", "image_mean", "image_std", "do_convert_rgb")
 
 
 def load_scheduler(kind: type, folder: str | Path) -> Any:
@@ -221,7 +262,8 @@ def load_scheduler(kind: type, folder: str | Path) -> Any:
     try:
         return kind.from_config({name: value for name, value in config.items() if name in known})
     except Exception as error:
-        raise ValueError(f"{Path(folder) / 'scheduler_config.json'}: gives no {kind.__name__}: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{Path(folder) / 'scheduler_config.json'}: gives no {kind.__name__}: "
+                         f"{' '.join(str(error).split())[:200]}") from None
 
 
 def load_processor(kind: type, folder: str | Path) -> Any:
@@ -236,5 +278,6 @@ def load_processor(kind: type, folder: str | Path) -> Any:
 
 # %% ../../nbs/ground/04_model_files.ipynb #2b781f2f
 def embedded_models() -> Path:
-    "Folder of the shipped tiny world: pipeline/ (base model and autoencoder), predictor/ (gives the reward) and judge/ (only measures)."
+    """Folder of the shipped tiny world: pipeline/ (base model and autoencoder), predictor/ (gives the reward) and
+    judge/ (only measures)."""
     return Path(str(resources.files("drpose"))) / "assets" / "tiny"

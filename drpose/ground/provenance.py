@@ -40,14 +40,18 @@ def _file_digest(path: Path) -> bytes:
 def _add(digest, value: Any) -> None:
     "Feed `value` to `digest`, its kind and extent first, so that no two values of different structure read alike."
     if isinstance(value, nn.Module):
-        value = {name.replace(".base_layer.", "."): tensor for name, tensor in value.state_dict().items() if "lora_" not in name}  # peft moves a layer that it adapts
+        # peft moves a layer that it adapts
+        value = {name.replace(".base_layer.", "."): tensor for name, tensor in value.state_dict().items()
+                 if "lora_" not in name}
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Path):
-        files = sorted(path for path in value.rglob("*") if path.is_file() and not path.name.startswith(".")) if value.is_dir() else [value]
+        files = (sorted(path for path in value.rglob("*") if path.is_file() and not path.name.startswith("."))
+                 if value.is_dir() else [value])
         digest.update(f"files {len(files)};".encode())
         for path in files:
-            digest.update(f"{path.relative_to(value).as_posix() if value.is_dir() else ''};".encode() + _file_digest(path))
+            digest.update(f"{path.relative_to(value).as_posix() if value.is_dir() else ''};".encode()
+                          + _file_digest(path))
     elif isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
@@ -70,14 +74,17 @@ def _add(digest, value: Any) -> None:
 
 
 def digest_of(*parts: Any) -> str:
-    "Sixteen hexadecimal digits that change with the content of any part: a tensor, array, network (without adapters), dataclass, mapping, list, number, text, or the `Path` of a file or folder."
+    """Sixteen hexadecimal digits that change with the content of any part: a tensor, array, network (without
+    adapters), dataclass, mapping, list, number, text, or the `Path` of a file or folder."""
     digest = hashlib.sha256()
     _add(digest, parts)
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/ground/03_provenance.ipynb #14d95d21
-def same_inputs(path: str | Path, inputs: Mapping[str, Any], result: str, remedy: str = "choose another folder or delete it") -> None:
-    """Note in the file `path` what a result is made from; where it was noted before, ValueError in one sentence unless all is the same.
+def same_inputs(path: str | Path, inputs: Mapping[str, Any], result: str,
+                remedy: str = "choose another folder or delete it") -> None:
+    """Note in the file `path` what a result is made from; where it was noted before, ValueError in one sentence
+    unless all is the same.
 
     `inputs`: words -> anything `digest_of` takes; `result`: what it is, such as "this run"."""
     path, found = Path(path), {name: digest_of(value) for name, value in inputs.items()}
@@ -87,19 +94,22 @@ def same_inputs(path: str | Path, inputs: Mapping[str, Any], result: str, remedy
     kept = read_json(path, "the inputs of a kept result", kind=dict)
     other = next((name for name in [*found, *kept] if kept.get(name) != found.get(name)), None)
     if other is not None:
-        raise ValueError(f"{path}: {result} was made from other inputs: {other} was {kept.get(other, 'unknown')} and is {found.get(other, 'absent')} now (digests of the content); {remedy}")
+        raise ValueError(f"{path}: {result} was made from other inputs: {other} was {kept.get(other, 'unknown')} and "
+                         f"is {found.get(other, 'absent')} now (digests of the content); {remedy}")
 
 # %% ../../nbs/ground/03_provenance.ipynb #8ac4e98c
 @contextmanager
 def alone(folder: str | Path, work: str) -> Iterator[None]:
-    "While it lasts, no other process does `work` (such as \"trains\") in `folder`, which is made if need be; half-written files of killed ones are removed first. ValueError in one sentence if another is at it."
+    """While it lasts, no other process does `work` (such as "trains") in `folder`, which is made if need be;
+    half-written files of killed ones are removed first. ValueError in one sentence if another is at it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{folder}: another process {work} in this folder; wait until it has ended or choose another folder") from None
+        raise ValueError(f"{folder}: another process {work} in this folder; wait until it has ended or choose another "
+                         "folder") from None
     try:
         for half_written in list(folder.rglob(".*.partial")):
             shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
-from ..ground.trainer import WHOLE_BATCH, LoopConfig, LoopResult, RunDirectory, BatchPart, optimise, require
+from ..ground.trainer import WHOLE_BATCH, BatchPart, LoopConfig, LoopResult, RunDirectory, optimise, require
 from ..people.bodies import SKELETON_JOINTS
 from ..pictures.cameras import TINY_RIG, ViewRig
 from .unet import MultiViewUNet, some_views
@@ -45,14 +45,17 @@ def new_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
     torch.manual_seed(config.seed)
     levels = len(config.block_out_channels)
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block, latent_channels=4, norm_num_groups=4, sample_size=64, mid_block_add_attention=False, scaling_factor=1.0,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block, latent_channels=4, norm_num_groups=4, sample_size=64,
+        mid_block_add_attention=False, scaling_factor=1.0,
     )
 
 # %% ../../nbs/multiview/07_base_training.ipynb #d5f9c777
 def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     "A square of `size` pixels around a random pixel of the person of each image, (N, 3, H, W) -> (N, 3, size, size)."
-    foreground = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-6  # never all zero, or nothing could be drawn
+    # never all zero, or nothing could be drawn
+    foreground = (images.float() - images[..., :1, :1]).abs().amax(1).flatten(1) + 1e-6
     middle = torch.multinomial(foreground, 1, generator=generator).squeeze(1)
     height, width = images.shape[-2:]
     top = (middle // width - size // 2).clamp(0, height - size).tolist()
@@ -92,27 +95,35 @@ class AutoencoderLoss(nn.Module):
         return reconstruction + self.config.kl_weight * kl, {"psnr": -10 * error.square().mean().log10(), "kl": kl}
 
 # %% ../../nbs/multiview/07_base_training.ipynb #12e5a027
-def train_autoencoder(config: AutoencoderConfig, images: Tensor, run: RunDirectory, vae: AutoencoderKL | None = None, accelerator: Accelerator | None = None) -> tuple[AutoencoderKL, LoopResult]:
-    "Train an autoencoder on `images` (N, 3, H, W) uint8; afterwards `scaling_factor` makes the latents' standard deviation 1. `accelerator`: device and precision, see `optimise`."
+def train_autoencoder(config: AutoencoderConfig, images: Tensor, run: RunDirectory, vae: AutoencoderKL | None = None,
+                      accelerator: Accelerator | None = None) -> tuple[AutoencoderKL, LoopResult]:
+    """Train an autoencoder on `images` (N, 3, H, W) uint8; afterwards `scaling_factor` makes the latents' standard
+    deviation 1. `accelerator`: device and precision, see `optimise`."""
     if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8 or len(images) == 0:
-        raise ValueError(f"train_autoencoder needs pictures (N, 3, H, W) uint8, found {images.dtype} {tuple(images.shape)}")
+        raise ValueError(f"train_autoencoder needs pictures (N, 3, H, W) uint8, found {images.dtype} "
+                         f"{tuple(images.shape)}")
     vae = vae or new_autoencoder(config)
     result = optimise(run, AutoencoderLoss(vae, images, config), config, "autoencoder", accelerator)
     if config.train_encoder:
         with torch.no_grad():
-            latents = torch.cat([vae.encode(chunk.float().to(vae.device) / 127.5 - 1).latent_dist.mode() for chunk in images[:1024].split(64)])
+            latents = torch.cat([vae.encode(chunk.float().to(vae.device) / 127.5 - 1).latent_dist.mode()
+                                 for chunk in images[:1024].split(64)])
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae.eval(), result
 
 # %% ../../nbs/multiview/07_base_training.ipynb #a2ee3f9c
-def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_levels: tuple[int, ...] = (0, 1, 1), seed: int = 0) -> MultiViewUNet:
-    "A small `MultiViewUNet` with PSHuman's parts for the tiny world: four views, no face view, 16x16 latents, one attention head per 24 channels."
+def tiny_unet(block_out_channels: tuple[int, ...] = (24, 48, 96), attention_levels: tuple[int, ...] = (0, 1, 1),
+              seed: int = 0) -> MultiViewUNet:
+    """A small `MultiViewUNet` with PSHuman's parts for the tiny world: four views, no face view, 16x16 latents, one
+    attention head per 24 channels."""
     torch.manual_seed(seed)
     down = tuple("CrossAttnDownBlockMV2D" if attends else "DownBlock2D" for attends in attention_levels)
     up = tuple("CrossAttnUpBlockMV2D" if attends else "UpBlock2D" for attends in reversed(attention_levels))
     return MultiViewUNet(
-        sample_size=16, in_channels=8, out_channels=4, down_block_types=down, up_block_types=up, block_out_channels=tuple(block_out_channels), layers_per_block=1,
-        attention_head_dim=tuple(max(1, width // 24) for width in block_out_channels), norm_num_groups=8, cross_attention_dim=32,
+        sample_size=16, in_channels=8, out_channels=4, down_block_types=down, up_block_types=up,
+        block_out_channels=tuple(block_out_channels), layers_per_block=1,
+        attention_head_dim=tuple(max(1, width // 24) for width in block_out_channels), norm_num_groups=8,
+        cross_attention_dim=32,
         class_embed_type="projection", projection_class_embeddings_input_dim=192, num_views=4, face_view=False,
     )  # fmt: skip
 
@@ -124,11 +135,15 @@ class BaseConfig(LoopConfig):
     batch_size: int = 16  # objects per step; each brings D x V latents
     snr_gamma: float = 5.0  # Min-SNR weights, capped here; 0 = every timestep weighs 1
     separate_timesteps: bool = False  # one timestep per domain instead of one per object
-    two_views: bool = False  # show two of four views per step, front or back and right or left: half the time per object
-    noisy_share: float = 0.0  # of the objects, whose timestep comes from the noisier half alone, where a picture's layout is decided
+    # show two of four views per step, front or back and right or left: half the time per object
+    two_views: bool = False
+    # of the objects, whose timestep comes from the noisier half alone, where a picture's layout is decided
+    noisy_share: float = 0.0
     skeleton_dropout: float = 0.5  # share of objects whose pose is withheld, where the network takes one
     skeleton_jitter: float = 0.02  # largest standard deviation of the error of joints that are given, frame units
-    condition_dropout: float = 0.0  # shares of objects whose descriptor, whose latent, and whose both are replaced by zeros, for guidance; PSHuman: 0.05 each
+    # shares of objects whose descriptor, whose latent, and whose both are replaced by zeros, for guidance; PSHuman:
+    # 0.05 each
+    condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,41 +151,55 @@ class BaseConfig(LoopConfig):
         require(0 <= self.noisy_share <= 1, "noisy_share", self.noisy_share, "in [0, 1]")
         require(0 <= self.skeleton_dropout <= 1, "skeleton_dropout", self.skeleton_dropout, "in [0, 1]")
         require(self.skeleton_jitter >= 0, "skeleton_jitter", self.skeleton_jitter, "at least 0")
-        require(0 <= self.condition_dropout < 1 / 3, "condition_dropout", self.condition_dropout, "in [0, 1/3): it is used three times")
+        require(0 <= self.condition_dropout < 1 / 3, "condition_dropout", self.condition_dropout,
+                "in [0, 1/3): it is used three times")
 
 # %% ../../nbs/multiview/07_base_training.ipynb #ba3e0d00
 class BaseLoss(nn.Module):
-    "Loss of a multi-view U-Net's velocities or noises (as its scheduler says) on random objects of a `LatentSet`, timesteps weighed by Min-SNR (arXiv 2303.09556) or alike."
+    """Loss of a multi-view U-Net's velocities or noises (as its scheduler says) on random objects of a `LatentSet`,
+    timesteps weighed by Min-SNR (arXiv 2303.09556) or alike."""
 
-    def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig, rig: ViewRig = TINY_RIG):
+    def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig,
+                 rig: ViewRig = TINY_RIG):
         super().__init__()
-        self.unet, self.scheduler, self.data, self.prompt_embeds, self.config, self.rig = unet, scheduler, data, prompt_embeds, config, rig
+        self.unet, self.scheduler, self.data, self.prompt_embeds, self.config, self.rig = (unet, scheduler, data,
+                prompt_embeds, config, rig)
         self.takes_pose = unet.config.skeleton_channels > 0  # whether the network is conditioned on a pose
-        require(not self.takes_pose or data.joints.shape[1] == unet.config.skeleton_channels, "data", tuple(data.joints.shape), f"objects with {unet.config.skeleton_channels} known joints, which the network is told")
+        require(not self.takes_pose or data.joints.shape[1] == unet.config.skeleton_channels, "data",
+                tuple(data.joints.shape),
+                f"objects with {unet.config.skeleton_channels} known joints, which the network is told")
         self.velocity = scheduler.config.prediction_type == "v_prediction"
         if config.two_views:
-            require(data.latents.shape[2] == 4 and not unet.config.face_view, "two_views", True, "False unless the model has four views around the body and no face view")
+            require(data.latents.shape[2] == 4 and not unet.config.face_view, "two_views", True,
+                    "False unless the model has four views around the body and no face view")
 
-    def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, described: Tensor, shown: Tensor, views: Sequence[int] | None = None, joints: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, described: Tensor, shown: Tensor,
+              views: Sequence[int] | None = None, joints: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean squared error (B, D) of the prediction for B objects, and their signal-to-noise ratio (B, D).
 
-        `timestep` (D, B); `noise` as the latents; `described` and `shown` (B,) are 1 where the descriptor and the photo's latent are given, 0 where they are withheld; `views`: the numbers of those that are drawn, None for all; `joints` (B, J, 3): what is told of the pose, see `skeleton_input`."""
+        `timestep` (D, B); `noise` as the latents; `described` and `shown` (B,) are 1 where the descriptor and the
+        photo's latent are given, 0 where they are withheld; `views`: the numbers of those that are drawn, None for
+        all; `joints` (B, J, 3): what is told of the pose, see `skeleton_input`."""
         device = self.unet.device
         drawn = list(range(self.data.latents.shape[2])) if views is None else list(views)
         clean, noise = self.data.latents[chosen][:, :, drawn].float().to(device), noise[:, :, drawn].to(device)
         alpha = self.scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None].to(device)  # (B, D, 1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if self.velocity else noise
-        photo, descriptor = (part[chosen].float() * given.view(-1, *[1] * (part.dim() - 1)) for part, given in ((self.data.photos, shown), (self.data.descriptors, described)))
+        photo, descriptor = (part[chosen].float() * given.view(-1, *[1] * (part.dim() - 1))
+                             for part, given in ((self.data.photos, shown), (self.data.descriptors, described)))
         maps = skeleton_input(self.unet, None if joints is None else joints.to(device), self.rig)
-        condition = Condition(photo.to(device), descriptor.to(device), self.prompt_embeds[:, drawn].to(device, torch.float32), None if maps is None else maps[:, drawn])
+        condition = Condition(photo.to(device), descriptor.to(device),
+                              self.prompt_embeds[:, drawn].to(device, torch.float32),
+                              None if maps is None else maps[:, drawn])
         with some_views(self.unet, len(drawn)):
             predicted = predict(self.unet, noisy, timestep.T.to(device), condition).float()
         snr = (alpha / (1 - alpha)).flatten(1)
         return (predicted - target).square().mean((2, 3, 4, 5)), snr
 
     def given_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
-        "What is given of the poses of objects: joints (B, J, 3), some a little off, as an estimate is, some not known at all (NaN). None for a network that takes none."
+        """What is given of the poses of objects: joints (B, J, 3), some a little off, as an estimate is, some not
+        known at all (NaN). None for a network that takes none."""
         if not self.takes_pose:
             return None
         count, joints = len(chosen), self.data.joints[chosen].float()
@@ -187,37 +216,48 @@ class BaseLoss(nn.Module):
         config, generator = self.config, seeded_generator(self.config.seed, step, "base", *part.address)
         chosen = torch.randint(len(self.data), (config.batch_size,), generator=generator)
         batch, domains = config.batch_size, self.data.latents.shape[1]
-        noise = torch.randn((batch, *self.data.latents.shape[1:]), generator=generator)  # on the processor: the same for every device
+        # on the processor: the same for every device
+        noise = torch.randn((batch, *self.data.latents.shape[1:]), generator=generator)
         timestep = torch.randint(1000, (domains if config.separate_timesteps else 1, batch), generator=generator)
         lot, share = torch.rand(batch, generator=generator), config.condition_dropout
-        described = (lot >= 2 * share).float()  # the first third of the unlucky lose the descriptor alone, the second both …
+        # the first third of the unlucky lose the descriptor alone, the second both …
+        described = (lot >= 2 * share).float()
         shown = ((lot < share) | (lot >= 3 * share)).float()  # … the last the latent alone (PSHuman's rule)
         if config.noisy_share:
             noisier = torch.rand(batch, generator=generator) < config.noisy_share
             timestep = torch.where(noisier, 500 + timestep // 2, timestep)
         # Front and back show one outline, right and left the other: one of each holds what all four do.
-        views = [2 * int(torch.randint(2, (), generator=generator)), 1 + 2 * int(torch.randint(2, (), generator=generator))] if config.two_views else None
-        error, snr = self.error(chosen, timestep.expand(domains, batch), noise, described, shown, views, self.given_joints(chosen, generator))
+        views = ([2 * int(torch.randint(2, (), generator=generator)),
+                  1 + 2 * int(torch.randint(2, (), generator=generator))] if config.two_views else None)
+        error, snr = self.error(chosen, timestep.expand(domains, batch), noise, described, shown, views,
+                                self.given_joints(chosen, generator))
         weight = snr.clamp(max=config.snr_gamma) / (snr + self.velocity) if config.snr_gamma else torch.ones_like(snr)
         return weight.expand_as(error).mul(error).mean(), {"mse": error.mean()}
 
 # %% ../../nbs/multiview/07_base_training.ipynb #8094ed33
-def train_base(config: BaseConfig, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, run: RunDirectory, accelerator: Accelerator | None = None, rig: ViewRig = TINY_RIG) -> tuple[MultiViewUNet, LoopResult]:
-    "Train `unet` on multi-view latents of the views of `rig`; returns it with its EMA weights. `accelerator`: device and precision, see `optimise`."
+def train_base(config: BaseConfig, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor,
+               run: RunDirectory, accelerator: Accelerator | None = None,
+               rig: ViewRig = TINY_RIG) -> tuple[MultiViewUNet, LoopResult]:
+    """Train `unet` on multi-view latents of the views of `rig`; returns it with its EMA weights. `accelerator`:
+    device and precision, see `optimise`."""
     result = optimise(run, BaseLoss(unet, scheduler, data, prompt_embeds, config, rig), config, "base", accelerator)
     return unet.eval(), result
 
 
 @torch.no_grad()
-def base_error(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, timesteps: Sequence[int] = (100, 300, 500, 700, 900), seed: int = 0, pose_given: bool = False, rig: ViewRig = TINY_RIG) -> dict[int, float]:
-    "Mean squared error of the prediction on all of `data` at each timestep, the same noise every time: what to watch on people that training never sees. `pose_given`: with their true joints."
+def base_error(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor,
+               timesteps: Sequence[int] = (100, 300, 500, 700, 900), seed: int = 0, pose_given: bool = False,
+               rig: ViewRig = TINY_RIG) -> dict[int, float]:
+    """Mean squared error of the prediction on all of `data` at each timestep, the same noise every time: what to
+    watch on people that training never sees. `pose_given`: with their true joints."""
     loss, errors = BaseLoss(unet, scheduler, data, prompt_embeds, BaseConfig(), rig), {level: [] for level in timesteps}
     for index in range(len(data)):
         noise = torch.randn((1, *data.latents.shape[1:]), generator=seeded_generator(seed, index, "base error"))
         for level in timesteps:
             timestep = torch.full((data.latents.shape[1], 1), level)
             joints = data.joints[index : index + 1].float() if pose_given else None
-            errors[level].append(loss.error(torch.tensor([index]), timestep, noise, torch.ones(1), torch.ones(1), joints=joints)[0].mean().item())
+            errors[level].append(loss.error(torch.tensor([index]), timestep, noise, torch.ones(1), torch.ones(1),
+                                            joints=joints)[0].mean().item())
     return {level: sum(found) / len(found) for level, found in errors.items()}
 
 # %% ../../nbs/multiview/07_base_training.ipynb #32fef6a9
@@ -251,10 +291,16 @@ class EstimatorLoss(nn.Module):
         return laplace_loss(found, joints), {"in_picture": error[:2].mean(), "depth": error[2]}
 
 # %% ../../nbs/multiview/07_base_training.ipynb #9c557d06
-def train_pose_estimator(config: EstimatorConfig, photos: Tensor, joints: Tensor, run: RunDirectory, estimator: PoseEstimator | None = None, accelerator: Accelerator | None = None) -> tuple[PoseEstimator, LoopResult]:
-    "Train an estimator on photos (N, 3, H, H) uint8 and the joints (N, 23, 3) in their frames; `estimator` continues an earlier one. Returns it with its EMA weights. ValueError for other shapes."
-    if photos.dim() != 4 or photos.shape[1] != 3 or photos.dtype != torch.uint8 or tuple(joints.shape) != (len(photos), len(SKELETON_JOINTS), 3) or not len(photos):
-        raise ValueError(f"train_pose_estimator needs photos (N, 3, H, H) uint8 and joints (N, {len(SKELETON_JOINTS)}, 3), found {photos.dtype} {tuple(photos.shape)} and {tuple(joints.shape)}")
+def train_pose_estimator(config: EstimatorConfig, photos: Tensor, joints: Tensor, run: RunDirectory,
+                         estimator: PoseEstimator | None = None,
+                         accelerator: Accelerator | None = None) -> tuple[PoseEstimator, LoopResult]:
+    """Train an estimator on photos (N, 3, H, H) uint8 and the joints (N, 23, 3) in their frames; `estimator`
+    continues an earlier one. Returns it with its EMA weights. ValueError for other shapes."""
+    if photos.dim() != 4 or photos.shape[1] != 3 or photos.dtype != torch.uint8 or tuple(joints.shape) != (len(photos),
+            len(SKELETON_JOINTS), 3) or not len(photos):
+        raise ValueError("train_pose_estimator needs photos (N, 3, H, H) uint8 and joints (N, "
+                         f"{len(SKELETON_JOINTS)}, 3), found {photos.dtype} {tuple(photos.shape)} and "
+                         f"{tuple(joints.shape)}")
     if estimator is None:
         torch.manual_seed(config.seed)
         estimator = PoseEstimator(photos.shape[-1], tuple(config.block_out_channels), config.layers_per_block)

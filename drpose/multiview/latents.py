@@ -33,8 +33,10 @@ __all__ = ['SMALLEST_FRAME', 'LatentSet', 'ImageSet', 'render_set', 'reframe', '
 class LatentSet:
     """N objects as the models see them.
 
-    `latents` (N, D, V, 4, h, w) half; `photos` (N, 4, h, w) half, the latent of the input picture, or (N, V, C, h, w) where views are shown different ones; `descriptors` (N, P) or
-    (N, D, V, P), its global description; `joints` (N, 23, 3) in the generator's frame, (N, 0, 3) where nobody knows them; `scale` (N,) frame units per metre, then NaN."""
+    `latents` (N, D, V, 4, h, w) half; `photos` (N, 4, h, w) half, the latent of the input picture, or (N, V, C, h,
+    w) where views are shown different ones; `descriptors` (N, P) or
+    (N, D, V, P), its global description; `joints` (N, 23, 3) in the generator's frame, (N, 0, 3) where nobody knows
+    them; `scale` (N,) frame units per metre, then NaN."""
 
     latents: Tensor
     photos: Tensor
@@ -56,7 +58,8 @@ class LatentSet:
 
 @dataclass
 class ImageSet:
-    "Rendered objects: `images` (N, D, V, 3, H, W) in [0, 1], `masks` (N, V, H, W), `joints` (N, 23, 3) framed, `scale` (N,) frame units per metre."
+    """Rendered objects: `images` (N, D, V, 3, H, W) in [0, 1], `masks` (N, V, H, W), `joints` (N, 23, 3) framed,
+    `scale` (N,) frame units per metre."""
 
     images: Tensor
     masks: Tensor
@@ -64,7 +67,8 @@ class ImageSet:
     scale: Tensor
 
 
-def render_set(drawn: PoseSet, body_model: BodyModel, rig: ViewRig = TINY_RIG, batch_size: int = 16) -> Iterator[ImageSet]:
+def render_set(drawn: PoseSet, body_model: BodyModel, rig: ViewRig = TINY_RIG,
+               batch_size: int = 16) -> Iterator[ImageSet]:
     "Render every person of `drawn` from all views, in batches of at most `batch_size` objects."
     for start in range(0, len(drawn), batch_size):
         part = drawn[start : start + batch_size]
@@ -77,9 +81,11 @@ SMALLEST_FRAME = 0.6
 
 
 def reframe(images: ImageSet, generator: torch.Generator, share: float = 0.75) -> ImageSet:
-    """The same objects as `share` of them would look through a wider frame: 1 to `SMALLEST_FRAME` of their size, at any height.
+    """The same objects as `share` of them would look through a wider frame: 1 to `SMALLEST_FRAME` of their size, at
+    any height.
 
-    All views of an object change alike, so rows still agree; new border takes the colour of the top left pixel. Joints and scale follow."""
+    All views of an object change alike, so rows still agree; new border takes the colour of the top left pixel.
+    Joints and scale follow."""
     size = images.images.shape[-1]
     pictures, masks, joints, scale = (getattr(images, name).clone() for name in ("images", "masks", "joints", "scale"))
     for i in range(len(scale)):
@@ -92,7 +98,8 @@ def reframe(images: ImageSet, generator: torch.Generator, share: float = 0.75) -
         for whole, source in ((pictures, images.images), (masks, images.masks)):
             flat = source[i].float().reshape(1, -1, size, size)
             whole[i] = source[i][..., :1, :1]
-            whole[i][inside] = F.interpolate(flat, size=(n, n), mode="bilinear", antialias=True).reshape(*source[i].shape[:-2], n, n).to(whole.dtype)
+            whole[i][inside] = F.interpolate(flat, size=(n, n), mode="bilinear",
+                                             antialias=True).reshape(*source[i].shape[:-2], n, n).to(whole.dtype)
         # Image rows run down and the y axis up; the frame is one unit wide, its middle is the origin.
         moved = torch.tensor([0.0, 0.5 - (top + n / 2) / size, 0.0], device=joints.device)
         joints[i], scale[i] = joints[i] * n / size + moved, scale[i] * n / size
@@ -101,47 +108,62 @@ def reframe(images: ImageSet, generator: torch.Generator, share: float = 0.75) -
 # %% ../../nbs/multiview/05_latents.ipynb #a1bdefc1
 @torch.no_grad()
 def encode_set(vae: AutoencoderKL, images: ImageSet) -> LatentSet:
-    "Latents, photo latents (the front colour view) and descriptors of rendered objects, on the device of the pictures wherever the autoencoder is."
+    """Latents, photo latents (the front colour view) and descriptors of rendered objects, on the device of the
+    pictures wherever the autoencoder is."""
     latents = encode_images(vae, images.images).to(images.images.device)
-    return LatentSet(latents.half(), latents[:, 1, 0].half(), photo_descriptor(images.images[:, 1, 0]), images.joints, images.scale)
+    return LatentSet(latents.half(), latents[:, 1, 0].half(), photo_descriptor(images.images[:, 1, 0]), images.joints,
+                     images.scale)
 
 
-def _shards(name: str, count: int, seed: int, folder: str | Path, rig: ViewRig, shard_size: int, made_from: str) -> list[tuple[int, int, Path]]:
+def _shards(name: str, count: int, seed: int, folder: str | Path, rig: ViewRig, shard_size: int,
+            made_from: str) -> list[tuple[int, int, Path]]:
     "Start, length and path of each shard."
     lengths = {start: min(shard_size, count - start) for start in range(0, count, shard_size)}
-    return [(start, length, Path(folder) / f"{name}-{seed}-{rig.image_size}px-{start:06d}-{length:04d}-{made_from}.safetensors") for start, length in lengths.items()]
+    return [(start, length,
+             Path(folder) / f"{name}-{seed}-{rig.image_size}px-{start:06d}-{length:04d}-{made_from}.safetensors")
+            for start, length in lengths.items()]
 
 
-def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder: str | Path, rig: ViewRig = TINY_RIG, shard_size: int = 512) -> list[Path]:
-    """Shards of the first `count` rendered objects of a pose set: 8-bit `images` (N, D, V, 3, H, W), `joints` and `scale`.
+def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder: str | Path, rig: ViewRig = TINY_RIG,
+                 shard_size: int = 512) -> list[Path]:
+    """Shards of the first `count` rendered objects of a pose set: 8-bit `images` (N, D, V, 3, H, W), `joints` and
+    `scale`.
 
     Existing shards are kept; their names tell the body, clips, recipe and rig that they were made from."""
     recipe = POSE_SETS[name]
-    shards = _shards(name, count, seed, folder, rig, shard_size, digest_of(body_model, clips_for(recipe.clips), recipe, rig)[:8])
+    shards = _shards(name, count, seed, folder, rig, shard_size,
+                     digest_of(body_model, clips_for(recipe.clips), recipe, rig)[:8])
     for start, length, path in shards:
         if not path.exists():
             parts = list(render_set(draw_set(name, length, seed, body_model, start=start), body_model, rig))
-            tensors = {"images": torch.cat([(part.images * 255).round().byte() for part in parts]), "joints": torch.cat([part.joints for part in parts]), "scale": torch.cat([part.scale for part in parts])}
+            tensors = {"images": torch.cat([(part.images * 255).round().byte() for part in parts]),
+                       "joints": torch.cat([part.joints for part in parts]),
+                       "scale": torch.cat([part.scale for part in parts])}
             write_atomic(path, partial(save_file, tensors))
     return [path for _, _, path in shards]
 
 # %% ../../nbs/multiview/05_latents.ipynb #e0f34ad8
-def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16, reframe_share: float = 0.0) -> LatentSet:
+def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16,
+                  reframe_share: float = 0.0) -> LatentSet:
     """Encode image shards made by `build_images`, `reframe_share` of the objects in a wider frame (`reframe`).
 
-    The result is kept beside the first shard, under a name that changes with the autoencoder's weights, the content of the shards and the share."""
+    The result is kept beside the first shard, under a name that changes with the autoencoder's weights, the content
+    of the shards and the share."""
     made_from = digest_of(list(shards), vae, float(vae.config.scaling_factor), reframe_share, SMALLEST_FRAME)
     kept, names = shards[0].parent / f"latents-{made_from}.safetensors", [field.name for field in fields(LatentSet)]
     if kept.exists():
-        return LatentSet(**{name: tensor for name, tensor in read_tensors(kept, "kept latents; delete it to have them made again", names).items() if name in names})
+        return LatentSet(**{name: tensor for name, tensor in read_tensors(kept,
+                "kept latents; delete it to have them made again", names).items() if name in names})
     parts, generator = [], torch.Generator().manual_seed(0)
     for path in shards:
-        stored = read_tensors(path, "a shard of rendered people; delete it to have it made again", ("images", "joints", "scale"))
+        stored = read_tensors(path, "a shard of rendered people; delete it to have it made again",
+                              ("images", "joints", "scale"))
         for start in range(0, len(stored["scale"]), batch_size):
             chosen = slice(start, start + batch_size)
             images = stored["images"][chosen].float() / 255
             taken = ImageSet(images, images[:, 0, :, 0], stored["joints"][chosen], stored["scale"][chosen])
             parts.append(encode_set(vae, reframe(taken, generator, reframe_share) if reframe_share else taken))
     data = LatentSet.cat(parts)
-    write_atomic(kept, lambda temporary: save_file({field.name: getattr(data, field.name).contiguous() for field in fields(data)}, temporary))
+    write_atomic(kept, lambda temporary: save_file({field.name: getattr(data, field.name).contiguous()
+                                                    for field in fields(data)}, temporary))
     return data

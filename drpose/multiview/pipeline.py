@@ -36,18 +36,27 @@ from torch import Tensor
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #9261039e
 def pixels_per_cell(vae: AutoencoderKL) -> int:
-    "Side of the square of pixels that one latent cell stands for: 8 for Stable Diffusion's autoencoder, 4 for the tiny world's."
+    """Side of the square of pixels that one latent cell stands for: 8 for Stable Diffusion's autoencoder, 4 for the
+    tiny world's."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def chunk_size(side: int) -> int:
-    "How many square images of so many pixels a side go through the autoencoder together: two million pixels' worth, at least one image, at most 64."
+    """How many square images of so many pixels a side go through the autoencoder together: two million pixels'
+    worth, at least one image, at most 64."""
     return min(64, max(1, 2**21 // side**2))
 
 
 def check_pictures(images: Tensor, name: str = "images") -> None:
-    "ValueError in one sentence unless `images` are pictures as everywhere here: finite floats (..., 3, H, W) in [0, 1]."
-    if not isinstance(images, Tensor) or images.dim() < 3 or images.shape[-3] != 3 or images.numel() == 0 or not images.is_floating_point():
+    """ValueError in one sentence unless `images` are pictures as everywhere here: finite floats (..., 3, H, W) in
+    [0, 1]."""
+    if (
+        not isinstance(images, Tensor)
+        or images.dim() < 3
+        or images.shape[-3] != 3
+        or images.numel() == 0
+        or not images.is_floating_point()
+    ):
         found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"{name} must be a float tensor (..., 3, H, W) in [0, 1], found {found}.")
     if images.is_meta:   # a shape without values
@@ -56,7 +65,8 @@ def check_pictures(images: Tensor, name: str = "images") -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} hold NaN or infinity, needed values in [0, 1].")
     if low < -1e-3 or high > 1 + 1e-3:
-        remedy = "; divide by 255" if low > -1e-3 and 2 < high < 256 else "; these look like [-1, 1], so give images / 2 + 0.5" if -1.01 < low and high < 1.01 else ""
+        remedy = ("; divide by 255" if low > -1e-3 and 2 < high < 256
+                  else "; these look like [-1, 1], so give images / 2 + 0.5" if -1.01 < low and high < 1.01 else "")
         raise ValueError(f"{name} values must lie in [0, 1], found {low:.3g} to {high:.3g}{remedy}.")
 
 
@@ -75,13 +85,16 @@ def encode_images(
     images: Tensor,      # (..., 3, H, W) in [0, 1], on any device; H and W multiples of `pixels_per_cell`
     chunk: int = 0,      # images per call of the autoencoder; 0: `chunk_size`
 ) -> Tensor:             # (..., 4, h, w) where the autoencoder is, in its precision
-    "Latents of images: the mode of the autoencoder's posterior times its scaling factor. ValueError for another shape or range."
+    """Latents of images: the mode of the autoencoder's posterior times its scaling factor. ValueError for another
+    shape or range."""
     check_pictures(images)
     cell = pixels_per_cell(vae)
     if images.shape[-1] % cell or images.shape[-2] % cell:
-        raise ValueError(f"images are {images.shape[-1]} x {images.shape[-2]} pixels, but this autoencoder needs multiples of {cell}.")
+        raise ValueError(f"images are {images.shape[-1]} x {images.shape[-2]} pixels, but this autoencoder needs "
+                         f"multiples of {cell}.")
     flat = images.to(place_of(vae), vae.dtype).reshape(-1, *images.shape[-3:]) * 2 - 1
-    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in flat.split(chunk or chunk_size(flat.shape[-1]))])
+    latents = torch.cat([vae.encode(part).latent_dist.mode()
+                         for part in flat.split(chunk or chunk_size(flat.shape[-1]))])
     return (latents * vae.config.scaling_factor).reshape(*images.shape[:-3], *latents.shape[-3:])
 
 
@@ -94,7 +107,8 @@ def decode_latents(
     "Images of latents: the inverse of `encode_images` as far as the autoencoder allows. ValueError for another shape."
     channels = vae.config.latent_channels
     if latents.dim() < 3 or latents.shape[-3] != channels or latents.numel() == 0 or not latents.is_floating_point():
-        raise ValueError(f"latents must be a float tensor (..., {channels}, h, w), found {latents.dtype} {tuple(latents.shape)}.")
+        raise ValueError(f"latents must be a float tensor (..., {channels}, h, w), found {latents.dtype} "
+                         f"{tuple(latents.shape)}.")
     flat = latents.to(place_of(vae), vae.dtype).reshape(-1, *latents.shape[-3:]) / vae.config.scaling_factor
     side = flat.shape[-1] * pixels_per_cell(vae)
     images = torch.cat([vae.decode(part).sample for part in flat.split(chunk or chunk_size(side))]) / 2 + 0.5
@@ -102,7 +116,8 @@ def decode_latents(
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #0377e7e9
 def tiny_prompt_embeds(num_domains: int = NUM_DOMAINS, num_views: int = 4, dim: int = 32, seed: int = 0) -> Tensor:
-    "(D, V, 1, C): one unit vector per domain and view, always the same for the same seed; stands in for encoded sentences."
+    """(D, V, 1, C): one unit vector per domain and view, always the same for the same seed; stands in for encoded
+    sentences."""
     generator = torch.Generator().manual_seed(seed)
     return F.normalize(torch.randn(num_domains, num_views, 1, dim, generator=generator), dim=-1)
 
@@ -137,21 +152,26 @@ def expand_to(part: Tensor, trailing: int, shape: tuple[int, int, int]) -> Tenso
 
 @dataclass
 class Condition:
-    "The conditioning of the UNet for B photos. Where views (or domains) see different crops, latents and labels are (B, V, ...) or (B, D, V, ...)."
+    """The conditioning of the UNet for B photos. Where views (or domains) see different crops, latents and labels
+    are (B, V, ...) or (B, D, V, ...)."""
     condition_latents: Tensor   # (B, 4, h, w) latent of the photo; 8 channels with the latent of body renders behind it
     class_labels: Tensor        # (B, P) descriptor of the photo
     prompt_embeds: Tensor       # (D, V, L, C) what tells views and domains apart; shared by all photos
-    skeletons: Tensor | None = None   # (B, V, J, h, w) skeleton maps of the pose, zeros for photos whose pose is not given; None: none is
+    # (B, V, J, h, w) skeleton maps of the pose, zeros for photos whose pose is not given; None: none is
+    skeletons: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.condition_latents)
 
     def __getitem__(self, index: slice | Tensor) -> "Condition":
-        return Condition(self.condition_latents[index], self.class_labels[index], self.prompt_embeds, None if self.skeletons is None else self.skeletons[index])
+        return Condition(self.condition_latents[index], self.class_labels[index], self.prompt_embeds,
+                         None if self.skeletons is None else self.skeletons[index])
 
     def unconditional(self) -> "Condition":
-        "The same with an unknown photo: zeros for its latent, its descriptor and its pose. The text stays, as in PSHuman."
-        return Condition(torch.zeros_like(self.condition_latents), torch.zeros_like(self.class_labels), self.prompt_embeds, None if self.skeletons is None else torch.zeros_like(self.skeletons))
+        """The same with an unknown photo: zeros for its latent, its descriptor and its pose. The text stays, as in
+        PSHuman."""
+        return Condition(torch.zeros_like(self.condition_latents), torch.zeros_like(self.class_labels),
+                         self.prompt_embeds, None if self.skeletons is None else torch.zeros_like(self.skeletons))
 
     def cat(self, other: "Condition") -> "Condition":
         return Condition(torch.cat([self.condition_latents, other.condition_latents]),
@@ -161,7 +181,8 @@ class Condition:
     def expand(self) -> tuple[Tensor, Tensor, Tensor]:
         "Rows (D*B*V, ...) of condition latents, prompt embeddings (..., L, C) and class labels (..., P)."
         shape = (-1, *self.prompt_embeds.shape[:2])
-        return (to_rows(expand_to(self.condition_latents, 3, shape)), to_rows(expand_to(self.prompt_embeds[None], 2, (len(self), -1, -1))),
+        return (to_rows(expand_to(self.condition_latents, 3, shape)),
+                to_rows(expand_to(self.prompt_embeds[None], 2, (len(self), -1, -1))),
                 to_rows(expand_to(self.class_labels, 1, shape)))
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #9c62c09b
@@ -173,20 +194,25 @@ def unet_inputs(
     "Keyword arguments for the UNet: everything as (D*B*V) rows."
     batch, domains, views = latents.shape[:3]
     if (domains, views) != tuple(condition.prompt_embeds.shape[:2]) or batch != len(condition):
-        raise ValueError(f"latents are for {batch} photos, {domains} domains and {views} views, but the condition is for {len(condition)} photos, "
+        raise ValueError(f"latents are for {batch} photos, {domains} domains and {views} views, but the condition is "
+                         f"for {len(condition)} photos, "
                          f"{condition.prompt_embeds.shape[0]} domains and {condition.prompt_embeds.shape[1]} views.")
     if condition.condition_latents.shape[-2:] != latents.shape[-2:]:
-        raise ValueError(f"latents are {latents.shape[-1]} x {latents.shape[-2]} cells, but the condition's are {condition.condition_latents.shape[-1]} x {condition.condition_latents.shape[-2]}.")
+        raise ValueError(f"latents are {latents.shape[-1]} x {latents.shape[-2]} cells, but the condition's are "
+                         f"{condition.condition_latents.shape[-1]} x {condition.condition_latents.shape[-2]}.")
     photo_rows, text_rows, label_rows = condition.expand()
     timestep = torch.as_tensor(timestep, device=latents.device)
     timestep = timestep.reshape(timestep.shape + (1,) * (3 - timestep.dim())).expand(batch, domains, views)
-    extra = {} if condition.skeletons is None else {"skeletons": to_rows(expand_to(condition.skeletons, 3, (batch, domains, views)))}
+    extra = ({} if condition.skeletons is None else {"skeletons": to_rows(expand_to(condition.skeletons, 3,
+            (batch, domains, views)))})
     return dict(sample=torch.cat([to_rows(latents), photo_rows], dim=1), timestep=to_rows(timestep),
                 encoder_hidden_states=text_rows, class_labels=label_rows) | extra
 
 
-def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition, guidance_scale: float = 1.0, sequential: bool = False) -> Tensor:
-    """The UNet's prediction (B, D, V, 4, h, w) for noisy latents of the same shape, with classifier-free guidance above 1.
+def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition, guidance_scale: float = 1.0,
+            sequential: bool = False) -> Tensor:
+    """The UNet's prediction (B, D, V, 4, h, w) for noisy latents of the same shape, with classifier-free guidance
+    above 1.
 
     `sequential` asks the two guided questions one after the other: half the memory, and on a busy GPU the same time."""
     if guidance_scale > 1 and sequential:
@@ -200,23 +226,28 @@ def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition,
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #b94757c1
 def skeleton_input(unet: MultiViewUNet, joints: Tensor | None, rig: ViewRig) -> Tensor | None:
-    """Skeleton maps (B, V, J, h, w) of joints (B, J, 3) in the photos' frames, as the network takes them; None where `joints` is None.
+    """Skeleton maps (B, V, J, h, w) of joints (B, J, 3) in the photos' frames, as the network takes them; None where
+    `joints` is None.
 
-    People with a NaN among their joints, and a face view, get empty maps. ValueError for a network that has no input for them, or for another number of joints."""
+    People with a NaN among their joints, and a face view, get empty maps. ValueError for a network that has no input
+    for them, or for another number of joints."""
     if joints is None:
         return None
     config = unet.config
     if joints.dim() != 3 or joints.shape[1] != config.skeleton_channels:
-        raise ValueError(f"joints {tuple(joints.shape)} do not fit a network with {config.skeleton_channels} skeleton channels; (B, {config.skeleton_channels or 'J'}, 3) and as many channels are needed.")
+        raise ValueError(f"joints {tuple(joints.shape)} do not fit a network with {config.skeleton_channels} skeleton "
+                         f"channels; (B, {config.skeleton_channels or 'J'}, 3) and as many channels are needed.")
     known = joints.isfinite().flatten(1).all(1)
-    maps = skeleton_maps(joints.float().nan_to_num(), rig.resized(config.sample_size)) * known[:, None, None, None, None]
+    maps = skeleton_maps(joints.float().nan_to_num(),
+                         rig.resized(config.sample_size)) * known[:, None, None, None, None]
     return torch.cat([maps, torch.zeros_like(maps[:, :1])], 1) if config.face_view else maps
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #416e67f0
 def default_scheduler(prediction_type: str = "v_prediction", **changes) -> DDIMScheduler:
     "The DDIM schedule used here: Stable Diffusion's noise levels, trailing steps, no clipping of latents."
     settings = dict(
-        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction_type,
+        num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+        prediction_type=prediction_type,
         timestep_spacing="trailing",  # begins at the noisiest level, ends with a step that has leverage
         set_alpha_to_one=True,        # the last step's outcome is the image estimate itself
         clip_sample=False,            # a clamped entry has no gradient
@@ -225,13 +256,16 @@ def default_scheduler(prediction_type: str = "v_prediction", **changes) -> DDIMS
     return DDIMScheduler(**(settings | changes))
 
 
-def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator] | torch.Generator | None, device=None, dtype=None) -> Tensor:
+def draw_noise(shape: Sequence[int], generators: Sequence[torch.Generator] | torch.Generator | None, device=None,
+               dtype=None) -> Tensor:
     "Normal noise (B, ...). With one generator per sample, a sample's noise does not depend on the others of its batch."
     if not isinstance(generators, (list, tuple)):
         generators = [generators] * shape[0]
     if len(generators) != shape[0]:
-        raise ValueError(f"generator has {len(generators)} entries for {shape[0]} photos; give one generator, or one per photo.")
-    return torch.stack([torch.randn(shape[1:], generator=generator, device=generator.device if generator else "cpu", dtype=dtype).to(device)
+        raise ValueError(f"generator has {len(generators)} entries for {shape[0]} photos; give one generator, or one "
+                         "per photo.")
+    return torch.stack([torch.randn(shape[1:], generator=generator, device=generator.device if generator else "cpu",
+                                    dtype=dtype).to(device)
                         for generator in generators])
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #3bb73fd4
@@ -243,13 +277,16 @@ def denoise(
     num_inference_steps: int,
     guidance_scale: float = 1.0,       # 1: no guidance
     eta: float = 0.0,                  # 0: deterministic; 1: as much fresh noise as DDPM
-    generators: Sequence[torch.Generator] | torch.Generator | None = None,   # draw the fresh noise; used only for eta > 0
-    on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,   # given the step's number, timestep and latents; may return others
+    # draw the fresh noise; used only for eta > 0
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    # given the step's number, timestep and latents; may return others
+    on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
     sequential: bool = False,          # guidance in two calls, see predict
 ) -> Tensor:                           # (B, D, V, 4, h, w) clean latents
     "Run the sampler. Gradients flow through every step unless the caller switches them off."
     if getattr(scheduler.config, "clip_sample", False) or getattr(scheduler.config, "thresholding", False):
-        raise ValueError("scheduler has clip_sample or thresholding on, which cuts latents (and their gradients) at a fixed range; "
+        raise ValueError("scheduler has clip_sample or thresholding on, which cuts latents (and their gradients) at a "
+                         "fixed range; "
                          "build it with clip_sample=False and thresholding=False.")
     scheduler = type(scheduler).from_config(scheduler.config)      # its step counters belong to this run alone
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
@@ -266,25 +303,33 @@ def denoise(
 def pictures_tensor(pictures: Sequence[Image.Image], size: int) -> Tensor:
     "PIL pictures of mode RGB or RGBA and the right size as (B, 4, size, size) in [0, 1]."
     found = sorted({getattr(picture, "mode", type(picture).__name__) for picture in pictures}) or "none"
-    if not pictures or not all(isinstance(picture, Image.Image) and picture.mode in ("RGB", "RGBA") for picture in pictures):
-        raise ValueError(f"image must be one or more PIL images of mode RGB or RGBA, or a tensor (B, 3, H, W), found {found}.")
+    if not pictures or not all(isinstance(picture, Image.Image) and picture.mode in ("RGB", "RGBA")
+                               for picture in pictures):
+        raise ValueError("image must be one or more PIL images of mode RGB or RGBA, or a tensor (B, 3, H, W), found "
+                         f"{found}.")
     for picture in pictures:
         if picture.size != (size, size):
-            raise ValueError(f"image is {picture.width} x {picture.height} pixels, but this model needs {size} x {size}; "
+            raise ValueError(f"image is {picture.width} x {picture.height} pixels, but this model needs {size} x "
+                             f"{size}; "
                              "give crop_size to have the person put into the frame.")
-    return torch.stack([torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1) / 255 for picture in pictures])
+    return torch.stack([torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1) / 255
+                        for picture in pictures])
 
 
 def photo_tensor(image: Tensor | Image.Image | Sequence[Image.Image], size: int) -> Tensor:
-    "Photos as (B, 3, size, size) in [0, 1] on white, from such a tensor (RGB on white, or RGBA) or PIL images (RGB or RGBA)."
+    """Photos as (B, 3, size, size) in [0, 1] on white, from such a tensor (RGB on white, or RGBA) or PIL images (RGB
+    or RGBA)."""
     if not isinstance(image, Tensor):
         image = pictures_tensor(list(image) if isinstance(image, (list, tuple)) else [image], size)
     if image.dim() != 4 or len(image) == 0 or image.shape[1] not in (3, 4) or not image.is_floating_point():
-        raise ValueError(f"image must be a float tensor (B, 3, H, W), or (B, 4, H, W) with alpha, found {image.dtype} {tuple(image.shape)}.")
+        raise ValueError(f"image must be a float tensor (B, 3, H, W), or (B, 4, H, W) with alpha, found {image.dtype} "
+                         f"{tuple(image.shape)}.")
     if image.shape[-2:] != (size, size):
-        raise ValueError(f"image is a tensor of {image.shape[-1]} x {image.shape[-2]} pixels, but this model needs {size} x {size}.")
+        raise ValueError(f"image is a tensor of {image.shape[-1]} x {image.shape[-2]} pixels, but this model needs "
+                         f"{size} x {size}.")
     if not image.isfinite().all():
-        raise ValueError(f"image holds NaN or infinity in {(~image.isfinite()).flatten(1).any(1).sum()} of {len(image)} photos, needed values in [0, 1].")
+        raise ValueError(f"image holds NaN or infinity in {(~image.isfinite()).flatten(1).any(1).sum()} of "
+                         f"{len(image)} photos, needed values in [0, 1].")
     for part in (image[:, :3], image[:, -3:]):   # colours, and alpha with two of them
         check_pictures(part, "image")
     return on_white(image)
@@ -297,7 +342,8 @@ def on_white(image: Tensor) -> Tensor:
     color, alpha = image[:, :3], image[:, 3:]
     empty = (alpha.flatten(1).amax(dim=1) == 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"image {empty[0]} has an empty mask: its alpha is 0 everywhere, so there is no person to show.")
+        raise ValueError(f"image {empty[0]} has an empty mask: its alpha is 0 everywhere, so there is no person to "
+                         "show.")
     return color * alpha + (1 - alpha)
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #65a2c752
@@ -310,18 +356,21 @@ def framed_pictures(
     "The pictures that a model sees of each photo. Errors are those of `photo_tensor` and `photos.prepare_photo`."
     if isinstance(image, Tensor) and image.dim() == 5:
         if tuple(image.shape[1:]) != (1 + face_view, 3, size, size):
-            raise ValueError(f"image is a tensor {tuple(image.shape)}, but body and face pictures of this model are (B, {1 + face_view}, 3, {size}, {size}).")
+            raise ValueError(f"image is a tensor {tuple(image.shape)}, but body and face pictures of this model are "
+                             f"(B, {1 + face_view}, 3, {size}, {size}).")
         return photo_tensor(image.flatten(0, 1), size).unflatten(0, image.shape[:2])
     if crop_size is not None:
         if isinstance(image, Tensor):
             raise ValueError("crop_size is for photos; a tensor is taken to be framed already, so leave crop_size out.")
-        framed = [prepare_photo(photo, crop_size, size) for photo in (image if isinstance(image, (list, tuple)) else [image])]
+        framed = [prepare_photo(photo, crop_size, size)
+                  for photo in (image if isinstance(image, (list, tuple)) else [image])]
         return torch.stack([torch.stack([each.body, each.face][: 1 + face_view]) for each in framed])
     body = photo_tensor(image, size)
     if not face_view:
         return body[:, None]
     opaque = torch.cat([body, torch.ones_like(body[:, :1])], 1)
-    framed = [frame_person(Image.fromarray((each * 255).round().byte().permute(1, 2, 0).cpu().numpy()), None, size) for each in opaque]
+    framed = [frame_person(Image.fromarray((each * 255).round().byte().permute(1, 2, 0).cpu().numpy()), None, size)
+              for each in opaque]
     return torch.stack([torch.stack([each.body, each.face]) for each in framed])
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #f581cdbb
@@ -343,7 +392,8 @@ class PromptTable(CheckedModel, ModelMixin, ConfigMixin):
 @dataclass
 class MultiViewImages(BaseOutput):
     "What the pipeline returns."
-    images: Tensor | list       # (B, D, V, 3, H, W) in [0, 1]; with output_type "pil" nested lists [photo][domain][view]; latents with "latent"
+    # (B, D, V, 3, H, W) in [0, 1]; with output_type "pil" nested lists [photo][domain][view]; latents with "latent"
+    images: Tensor | list
 
     @property
     def normals(self):
@@ -357,10 +407,13 @@ class MultiViewImages(BaseOutput):
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #841e0079
 def unmirror(stack: Tensor, mirrored: Sequence[bool]) -> Tensor:
-    "Turn the mirrored views of (..., V, C, H, W) back. Normals keep their values: they are in the front view's frame for every view."
+    """Turn the mirrored views of (..., V, C, H, W) back. Normals keep their values: they are in the front view's
+    frame for every view."""
     if stack.dim() < 4 or len(mirrored) > stack.shape[-4]:
-        raise ValueError(f"unmirror needs (..., V, C, H, W) of at least {len(mirrored)} views, found {tuple(stack.shape)}.")
-    flags = torch.zeros(stack.shape[-4], dtype=torch.bool, device=stack.device)     # a face view, which comes last, is never mirrored
+        raise ValueError(f"unmirror needs (..., V, C, H, W) of at least {len(mirrored)} views, found "
+                         f"{tuple(stack.shape)}.")
+    # a face view, which comes last, is never mirrored
+    flags = torch.zeros(stack.shape[-4], dtype=torch.bool, device=stack.device)
     flags[:len(mirrored)] = torch.as_tensor(list(mirrored), dtype=torch.bool, device=stack.device)
     return torch.where(flags[:, None, None, None], stack.flip(-1), stack)
 
@@ -371,13 +424,16 @@ def finish_views(
     face_view: bool,
     photo: Tensor | None = None,       # (B, 3, H, W): replaces the front colour, which the model only copies
 ) -> Tensor:                           # (B, D, body views, 3, H, W)
-    "Turn mirrored views back, paste the face's normals, which are three times finer, into the front view, and drop the face view (PSHuman)."
+    """Turn mirrored views back, paste the face's normals, which are three times finer, into the front view, and drop
+    the face view (PSHuman)."""
     if images.dim() != 6 or images.shape[1] != NUM_DOMAINS or len(mirrored) not in (0, images.shape[2] - face_view):
-        raise ValueError(f"finish_views needs images (B, {NUM_DOMAINS}, V, 3, H, W) and a flag per body view, found {tuple(images.shape)} and {len(mirrored)} flags.")
+        raise ValueError(f"finish_views needs images (B, {NUM_DOMAINS}, V, 3, H, W) and a flag per body view, found "
+                         f"{tuple(images.shape)} and {len(mirrored)} flags.")
     images = unmirror(images, mirrored)
     if face_view:
         third = images.shape[-1] // 3
-        face = F.interpolate(images[:, 0, -1].float(), size=(third, third), mode="bilinear", antialias=True).to(images.dtype)
+        face = F.interpolate(images[:, 0, -1].float(), size=(third, third), mode="bilinear",
+                             antialias=True).to(images.dtype)
         images = images[:, :, :-1].clone()
         images[:, 0, 0, :, :third, third : 2 * third] = face
     if photo is not None:
@@ -393,29 +449,37 @@ def pil_images(stack: Tensor) -> list | Image.Image:
     return Image.fromarray((stack.permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8))
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #c93ae0e0
-DESCRIBERS = ("image_encoder", "feature_extractor", "image_normalizer", "image_noising_scheduler")   # the parts of photos.ClipDescriber
+# the parts of photos.ClipDescriber
+DESCRIBERS = ("image_encoder", "feature_extractor", "image_normalizer", "image_noising_scheduler")
 OPTIONAL_PARTS = (*DESCRIBERS, "pose_estimator")
 
 
-def check_parts(unet, prompt_table: PromptTable, azimuths: Sequence[float], mirrored: Sequence[bool], descriptor: str, describers: Sequence) -> None:
+def check_parts(unet, prompt_table: PromptTable, azimuths: Sequence[float], mirrored: Sequence[bool], descriptor: str,
+                describers: Sequence) -> None:
     "Refuse parts that do not belong together."
     views = unet.config.num_views - unet.config.face_view
-    if len(azimuths) != views or len(mirrored) not in (0, views) or prompt_table.embeds.shape[1] != unet.config.num_views:
-        raise ValueError(f"the UNet has {views} body views, but azimuths has {len(azimuths)} entries, mirrored {len(mirrored)} "
+    if len(azimuths) != views or len(mirrored) not in (0,
+                                                       views) or prompt_table.embeds.shape[1] != unet.config.num_views:
+        raise ValueError(f"the UNet has {views} body views, but azimuths has {len(azimuths)} entries, mirrored "
+                         f"{len(mirrored)} "
                          f"and prompt_table {prompt_table.embeds.shape[1]} views.")
     if prompt_table.embeds.shape[0] != NUM_DOMAINS or prompt_table.embeds.shape[3] != unet.config.cross_attention_dim:
-        raise ValueError(f"prompt_table holds {tuple(prompt_table.embeds.shape)}, but the UNet reads {NUM_DOMAINS} domains of width {unet.config.cross_attention_dim}.")
+        raise ValueError(f"prompt_table holds {tuple(prompt_table.embeds.shape)}, but the UNet reads {NUM_DOMAINS} "
+                         f"domains of width {unet.config.cross_attention_dim}.")
     if unet.config.in_channels - unet.config.out_channels not in (4, 8):
-        raise ValueError(f"the UNet reads {unet.config.in_channels} channels, needed 8 (noisy latent, photo) or 12 (and a body render).")
+        raise ValueError(f"the UNet reads {unet.config.in_channels} channels, needed 8 (noisy latent, photo) or 12 "
+                         "(and a body render).")
     if descriptor not in ("pooled", "clip"):
         raise ValueError(f'descriptor must be "pooled" or "clip", found "{descriptor}".')
     if descriptor == "clip":
         missing = [name for name, part in zip(DESCRIBERS, describers) if part is None]
         if missing:
-            raise ValueError(f'descriptor "clip" needs the parts {", ".join(DESCRIBERS)}, but {", ".join(missing)} is missing.')
+            raise ValueError(f'descriptor "clip" needs the parts {", ".join(DESCRIBERS)}, but {", ".join(missing)} is '
+                             'missing.')
         width, labels = describers[0].config.projection_dim, unet.config.projection_class_embeddings_input_dim
         if labels != 2 * width:
-            raise ValueError(f"the UNet reads class labels of length {labels}, but the image encoder gives 2 x {width}.")
+            raise ValueError(f"the UNet reads class labels of length {labels}, but the image encoder gives 2 x "
+                             f"{width}.")
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #19a59a50
 def photo_condition(
@@ -426,7 +490,8 @@ def photo_condition(
 ) -> Condition:
     "The conditioning of the UNet for photos, with their pooled colours as descriptor."
     photo = photo.to(vae.dtype)
-    return Condition(encode_images(vae, photo), photo_descriptor(photo, round((labels / 3) ** 0.5)), prompt_embeds.to(photo))
+    return Condition(encode_images(vae, photo), photo_descriptor(photo, round((labels / 3) ** 0.5)),
+                     prompt_embeds.to(photo))
 
 
 def clip_condition(
@@ -437,7 +502,8 @@ def clip_condition(
     noise: Tensor,               # (B, D, V, E) standard normal, for the embeddings
     noise_level: int = 0,
 ) -> Condition:
-    "The same for models of the unCLIP family. Body views share the body picture, the last view has the face's; each picture is encoded once."
+    """The same for models of the unCLIP family. Body views share the body picture, the last view has the face's;
+    each picture is encoded once."""
     views = prompt_embeds.shape[1]
     which = torch.tensor([0] * (views - 1) + [pictures.shape[1] - 1])
     latents = encode_images(vae, pictures.to(vae.dtype))
@@ -449,41 +515,57 @@ def clip_condition(
 def with_bodies(
     condition: Condition,        # of B photos
     vae: AutoencoderKL,
-    bodies: Tensor,              # (B, V, 3, H, W) in [0, 1] on white, as somebody standing there would see them; the face view's is the enlarged head window
+    # (B, V, 3, H, W) in [0, 1] on white, as somebody standing there would see them; the face view's is the enlarged
+    # head window
+    bodies: Tensor,
     mirrored: Sequence[bool],
 ) -> Condition:
-    "The same with the latents of body renders behind the photo's, mirrored where the model paints mirrored (PSHuman's SMPL-X-conditioned variant)."
+    """The same with the latents of body renders behind the photo's, mirrored where the model paints mirrored
+    (PSHuman's SMPL-X-conditioned variant)."""
     latents = encode_images(vae, unmirror(bodies, mirrored).to(vae.dtype))
-    photo = condition.condition_latents if condition.condition_latents.dim() == 5 else condition.condition_latents[:, None].expand_as(latents)
+    photo = (condition.condition_latents if condition.condition_latents.dim() == 5
+             else condition.condition_latents[:, None].expand_as(latents))
     return Condition(torch.cat([photo, latents], dim=2), condition.class_labels, condition.prompt_embeds)
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #aa0389ab
-PARTS = {"unet": MultiViewUNet, "prompt_table": PromptTable, "pose_estimator": PoseEstimator, **{name: kind for name, kind in PSHUMAN_PARTS.items() if name != "unet"}}
-LIBRARIES = {"diffusers": ("AutoencoderKL", "DDIMScheduler", "DDPMScheduler"), "stable_diffusion": ("StableUnCLIPImageNormalizer",), "transformers": ("CLIPVisionModelWithProjection", "CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPImageProcessorFast")}
+PARTS = {"unet": MultiViewUNet, "prompt_table": PromptTable, "pose_estimator": PoseEstimator,
+         **{name: kind for name, kind in PSHUMAN_PARTS.items() if name != "unet"}}
+LIBRARIES = {"diffusers": ("AutoencoderKL", "DDIMScheduler", "DDPMScheduler"),
+             "stable_diffusion": ("StableUnCLIPImageNormalizer",),
+             "transformers": ("CLIPVisionModelWithProjection", "CLIPImageProcessor", "CLIPImageProcessorPil",
+                              "CLIPImageProcessorFast")}
 SETTINGS = ("azimuths", "mirrored", "descriptor")  # of the pipeline itself
 
 
 def _ours(library, kind: type) -> bool:
-    "Whether a library named in an index is where a class of this package lives; in a running chapter that is the notebook."
-    return issubclass(kind, CheckedModel) and library in (kind.__module__, "drpose.multiview.pipeline", "drpose.multiview.unet")
+    """Whether a library named in an index is where a class of this package lives; in a running chapter that is the
+    notebook."""
+    return (issubclass(kind, CheckedModel) and library in (kind.__module__, "drpose.multiview.pipeline",
+                                                           "drpose.multiview.unet"))
 
 
 def read_index(folder: str | Path, given: Sequence[str] = ()) -> dict:
-    "What the index of a `MultiViewPipeline` says of its parts: name -> whether it has one, and its settings. Parts named in `given` are not looked at. FileNotFoundError or ValueError with one sentence."
+    """What the index of a `MultiViewPipeline` says of its parts: name -> whether it has one, and its settings. Parts
+    named in `given` are not looked at. FileNotFoundError or ValueError with one sentence."""
     index, path = read_config(folder, "MultiViewPipeline", "model_index.json"), f"{folder}/model_index.json"
     found = {name: index[name] for name in SETTINGS if name in index}
-    strange = next((name for name in index if name not in PARTS and name not in SETTINGS and not name.startswith("_")), None)
+    strange = next((name for name in index if name not in PARTS and name not in SETTINGS and not name.startswith("_")),
+                   None)
     if strange is not None:
-        raise ValueError(f"{path}: has a part {strange!r} ({str(index[strange])[:60]}), needed {', '.join(PARTS)} alone.")
+        raise ValueError(f"{path}: has a part {strange!r} ({str(index[strange])[:60]}), needed {', '.join(PARTS)} "
+                         "alone.")
     for name, kind in PARTS.items():
         entry = index.get(name)
         found[name] = entry not in (None, [None, None])
         if name in given or (not found[name] and name in OPTIONAL_PARTS):
             continue
-        library, called = entry if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry) else (None, None)
-        known = called == kind.__name__ and _ours(library, kind) or called in LIBRARIES.get(library, ()) and called.startswith(kind.__name__.removesuffix("Pil"))
+        library, called = (entry if isinstance(entry, list) and len(entry) == 2
+                           and all(isinstance(word, str) for word in entry) else (None, None))
+        known = (called == kind.__name__ and _ours(library, kind) or called in LIBRARIES.get(library, ())
+                 and called.startswith(kind.__name__.removesuffix("Pil")))
         if not known:
-            raise ValueError(f"{path}: part {name!r} is {str(entry)[:80]}, needed a {kind.__name__} of the library it belongs to; nothing else is loaded.")
+            raise ValueError(f"{path}: part {name!r} is {str(entry)[:80]}, needed a {kind.__name__} of the library it "
+                             "belongs to; nothing else is loaded.")
     return found
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #ef49faf9
@@ -495,16 +577,21 @@ def check_call(pipeline, num_inference_steps: int, output_type: str) -> None:
     if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= most:
         raise ValueError(f"num_inference_steps must be a whole number from 1 to {most}, found {num_inference_steps!r}.")
     if pipeline.config.descriptor == "pooled" and pipeline.unet.config.face_view:
-        raise ValueError('descriptor "pooled" knows one picture per photo, but the UNet has a face view; use descriptor "clip".')
+        raise ValueError('descriptor "pooled" knows one picture per photo, but the UNet has a face view; use '
+                         'descriptor "clip".')
 
 
 def check_bodies(pipeline, body_images: Tensor | None, shape: tuple[int, ...]) -> None:
     "Refuse body renders that the model does not read, or their absence where it does."
-    wanted = pipeline.unet.config.in_channels - pipeline.unet.config.out_channels == 8    # 4 for the photo, 4 for the renders
+    # 4 for the photo, 4 for the renders
+    wanted = pipeline.unet.config.in_channels - pipeline.unet.config.out_channels == 8
     if wanted != (body_images is not None):
-        raise ValueError(f"body_images {'is missing' if wanted else 'was given'}, but this model reads {'12 channels: it needs' if wanted else '8 channels: it takes no'} body renders.")
-    if wanted and (tuple(body_images.shape) != shape or not body_images.is_floating_point() or not body_images.isfinite().all() or body_images.min() < 0 or body_images.max() > 1):
-        raise ValueError(f"body_images must be finite floats in [0, 1] of shape {shape}, found {body_images.dtype} {tuple(body_images.shape)}.")
+        raise ValueError(f"body_images {'is missing' if wanted else 'was given'}, but this model reads "
+                         f"{'12 channels: it needs' if wanted else '8 channels: it takes no'} body renders.")
+    if wanted and (tuple(body_images.shape) != shape or not body_images.is_floating_point()
+                   or not body_images.isfinite().all() or body_images.min() < 0 or body_images.max() > 1):
+        raise ValueError(f"body_images must be finite floats in [0, 1] of shape {shape}, found {body_images.dtype} "
+                         f"{tuple(body_images.shape)}.")
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #ae6818d1
 def check_joints(pipeline, joints: Tensor | None, people: int) -> None:
@@ -513,11 +600,16 @@ def check_joints(pipeline, joints: Tensor | None, people: int) -> None:
         return
     shape = (people, len(SKELETON_JOINTS), 3)
     if not pipeline.unet.config.skeleton_channels:
-        raise ValueError("joints were given, but this model is not conditioned on a pose (its UNet has no skeleton input).")
+        raise ValueError("joints were given, but this model is not conditioned on a pose (its UNet has no skeleton "
+                         "input).")
     if not isinstance(joints, Tensor) or tuple(joints.shape) != shape or not joints.is_floating_point():
-        raise ValueError(f"joints must be a float tensor {shape}, found {f'{joints.dtype} {tuple(joints.shape)}' if isinstance(joints, Tensor) else type(joints).__name__}.")
+        raise ValueError(
+            f"joints must be a float tensor {shape}, found "
+            f"{f'{joints.dtype} {tuple(joints.shape)}' if isinstance(joints, Tensor) else type(joints).__name__}."
+        )
     if joints.isinf().any() or joints.nan_to_num().abs().max() > 2:
-        raise ValueError(f"joints must lie in the photo's frame, which is 1 wide with its middle at 0 (NaN where unknown), found values up to {joints.nan_to_num().abs().max():.3g}.")
+        raise ValueError("joints must lie in the photo's frame, which is 1 wide with its middle at 0 (NaN where "
+                         f"unknown), found values up to {joints.nan_to_num().abs().max():.3g}.")
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #88cb77c8
 class _PipelineParts(DiffusionPipeline):
@@ -528,42 +620,60 @@ class _PipelineParts(DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
 
     def __init__(self, unet: MultiViewUNet, vae: AutoencoderKL, scheduler: DDIMScheduler, prompt_table: PromptTable,
-                 image_encoder=None, feature_extractor=None, image_normalizer=None, image_noising_scheduler=None, pose_estimator: PoseEstimator | None = None,
+                 image_encoder=None, feature_extractor=None, image_normalizer=None, image_noising_scheduler=None,
+                 pose_estimator: PoseEstimator | None = None,
                  azimuths: list[float] = (0, 90, 180, 270),            # degrees, one per body view
-                 mirrored: list[bool] = (False, False, True, True),    # which views the UNet paints mirrored; () for none
-                 descriptor: str = "pooled"):                              # how a photo becomes class labels: "pooled" or "clip"
+                 # which views the UNet paints mirrored; () for none
+                 mirrored: list[bool] = (False, False, True, True),
+                 # how a photo becomes class labels: "pooled" or "clip"
+                 descriptor: str = "pooled"):
         super().__init__()
-        describers = dict(zip(DESCRIBERS, (image_encoder, feature_extractor, image_normalizer, image_noising_scheduler)))
+        describers = dict(zip(DESCRIBERS, (image_encoder, feature_extractor, image_normalizer,
+                                           image_noising_scheduler)))
         check_parts(unet, prompt_table, azimuths, mirrored, descriptor, list(describers.values()))
         if pose_estimator is not None and unet.config.skeleton_channels != pose_estimator.config.joints:
-            raise ValueError(f"the pose estimator finds {pose_estimator.config.joints} joints, but the UNet takes {unet.config.skeleton_channels}; see add_skeleton_input.")
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, prompt_table=prompt_table, **describers, pose_estimator=pose_estimator)
-        self.register_to_config(azimuths=[float(azimuth) for azimuth in azimuths], mirrored=list(mirrored), descriptor=descriptor)
+            raise ValueError(f"the pose estimator finds {pose_estimator.config.joints} joints, but the UNet takes "
+                             f"{unet.config.skeleton_channels}; see add_skeleton_input.")
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, prompt_table=prompt_table, **describers,
+                              pose_estimator=pose_estimator)
+        self.register_to_config(azimuths=[float(azimuth) for azimuth in azimuths], mirrored=list(mirrored),
+                                descriptor=descriptor)
 
     @classmethod
-    def from_pretrained(cls, folder, torch_dtype: torch.dtype | None = None, variant: str | None = None, prompt_embeds: str | Path | None = None, **options):
-        """A pipeline from a folder or, by a name owner/model, from the hub or its cache. Raises FileNotFoundError or ValueError, see chapter `model_files`.
+    def from_pretrained(cls, folder, torch_dtype: torch.dtype | None = None, variant: str | None = None,
+                        prompt_embeds: str | Path | None = None, **options):
+        """A pipeline from a folder or, by a name owner/model, from the hub or its cache. Raises FileNotFoundError or
+        ValueError, see chapter `model_files`.
 
-        `variant`: such as "fp16", where weights of that name are wanted; `options`: parts to take instead of the folder's (unet=...), and for the hub revision, cache_dir, local_files_only, token.
-        A folder in PSHuman's own layout is read by `load_pshuman` (chapter `pshuman`); `prompt_embeds` is for that one alone."""
-        hub, given = ({name: value for name, value in options.items() if (name in HUB_OPTIONS) == wanted} for wanted in (True, False))
+        `variant`: such as "fp16", where weights of that name are wanted; `options`: parts to take instead of the
+        folder's (unet=...), and for the hub revision, cache_dir, local_files_only, token.
+        A folder in PSHuman's own layout is read by `load_pshuman` (chapter `pshuman`); `prompt_embeds` is for that
+        one alone."""
+        hub, given = ({name: value for name, value in options.items() if (name in HUB_OPTIONS) == wanted}
+                      for wanted in (True, False))
         unknown = sorted(set(given) - set(PARTS))
         if unknown:
-            raise ValueError(f"{folder}: {unknown[0]} is no option of from_pretrained; there are torch_dtype, variant, prompt_embeds, {', '.join((*HUB_OPTIONS, *PARTS))}.")
+            raise ValueError(f"{folder}: {unknown[0]} is no option of from_pretrained; there are torch_dtype, "
+                             f"variant, prompt_embeds, {', '.join((*HUB_OPTIONS, *PARTS))}.")
         folder = model_folder(folder, variant, **hub)
         if is_pshuman(folder):
             parts = load_pshuman(folder, prompt_embeds, torch_dtype, variant, **given)
             return cls(**parts | {"prompt_table": PromptTable.of(parts["prompt_table"])})
         index = read_index(folder, given=list(given))
         if prompt_embeds is not None:
-            raise ValueError(f"{folder}: holds its prompts in prompt_table; prompt_embeds is for folders in PSHuman's layout.")
-        parts = {name: given[name] if name in given else load_part(kind, folder / name, torch_dtype, variant) if index[name] else None for name, kind in PARTS.items()}
+            raise ValueError(f"{folder}: holds its prompts in prompt_table; prompt_embeds is for folders in PSHuman's "
+                             "layout.")
+        parts = {name: given[name] if name in given else load_part(kind, folder / name, torch_dtype, variant)
+                 if index[name] else None for name, kind in PARTS.items()}
         return cls(**parts, **{name: index[name] for name in SETTINGS if name in index})
 
     def save_pretrained(self, folder, **options) -> None:
-        "As in diffusers. ValueError for a U-Net with an adapter: its folder would hold neither the adapter nor a network that can be loaded."
+        """As in diffusers. ValueError for a U-Net with an adapter: its folder would hold neither the adapter nor a
+        network that can be loaded."""
         if getattr(self.unet, "peft_config", None):
-            raise ValueError(f"{folder}: not saved, the U-Net carries the adapter {', '.join(self.unet.peft_config)}; save that with save_lora(pipeline.unet, folder), or fold it in first: pipeline.unet = merged(pipeline.unet)")
+            raise ValueError(f"{folder}: not saved, the U-Net carries the adapter {', '.join(self.unet.peft_config)}; "
+                             "save that with save_lora(pipeline.unet, folder), or fold it in first: pipeline.unet = "
+                             "merged(pipeline.unet)")
         super().save_pretrained(folder, **options)
 
     def load_lora_weights(self, folder, adapter_name: str = "default") -> None:
@@ -577,7 +687,8 @@ def _starting_noise(config, condition: Condition, given: Tensor | None, generato
     if given is None:
         return draw_noise(shape, generator, condition.condition_latents.device, condition.condition_latents.dtype)
     if not isinstance(given, Tensor) or tuple(given.shape) != shape:
-        raise ValueError(f"latents must have shape {shape}, found {tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__}.")
+        raise ValueError(f"latents must have shape {shape}, found "
+                         f"{tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__}.")
     return given.to(condition.condition_latents)   # as in diffusers, whose pipelines take noise from any device
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #9f6aaebb
@@ -587,55 +698,79 @@ class MultiViewPipeline(_PipelineParts):
     @property
     def rig(self) -> ViewRig:
         "The cameras of the body views, on the grid of the latents."
-        return ViewRig(tuple(self.config.azimuths), image_size=self.unet.config.sample_size, mirrored=tuple(self.config.mirrored))
+        return ViewRig(tuple(self.config.azimuths), image_size=self.unet.config.sample_size,
+                       mirrored=tuple(self.config.mirrored))
 
     @torch.no_grad()
     def estimate(self, pictures: Tensor) -> Tensor | None:
-        "Joints (B, 23, 3) that the pose estimator finds in framed pictures (B, 1 or 2, 3, H, W), frame units; None for a pipeline without one."
+        """Joints (B, 23, 3) that the pose estimator finds in framed pictures (B, 1 or 2, 3, H, W), frame units; None
+        for a pipeline without one."""
         estimator = self.pose_estimator
-        return None if estimator is None else estimator(pictures[:, 0].to(place_of(estimator), estimator.dtype)).joints.float()
+        return (None if estimator is None else estimator(pictures[:, 0].to(place_of(estimator),
+                estimator.dtype)).joints.float())
 
-    def condition(self, pictures: Tensor, generator, noise_level: int, body_images: Tensor | None = None, joints: Tensor | None = None) -> Condition:
-        "The conditioning of the UNet for framed pictures (B, 1 or 2, 3, H, W), in the UNet's precision; `joints`: see `skeleton_input`."
-        unet, prompts, pictures = self.unet, self.prompt_table.embeds.to(self._execution_device), pictures.to(self._execution_device)
+    def condition(self, pictures: Tensor, generator, noise_level: int, body_images: Tensor | None = None,
+                  joints: Tensor | None = None) -> Condition:
+        """The conditioning of the UNet for framed pictures (B, 1 or 2, 3, H, W), in the UNet's precision; `joints`:
+        see `skeleton_input`."""
+        unet, prompts, pictures = (self.unet, self.prompt_table.embeds.to(self._execution_device),
+                                   pictures.to(self._execution_device))
         if self.config.descriptor == "pooled":
-            condition = photo_condition(pictures[:, 0], self.vae, prompts, unet.config.projection_class_embeddings_input_dim)
+            condition = photo_condition(pictures[:, 0], self.vae, prompts,
+                                        unet.config.projection_class_embeddings_input_dim)
         else:
             describer = ClipDescriber(*(getattr(self, name) for name in DESCRIBERS))
-            noise = draw_noise((len(pictures), *prompts.shape[:2], describer.width), generator, self._execution_device, torch.float32)
+            noise = draw_noise((len(pictures), *prompts.shape[:2], describer.width), generator, self._execution_device,
+                               torch.float32)
             condition = clip_condition(pictures, self.vae, prompts, describer, noise, noise_level)
         if body_images is not None:
             condition = with_bodies(condition, self.vae, body_images.to(self._execution_device), self.config.mirrored)
         skeletons = skeleton_input(unet, None if joints is None else joints.to(self._execution_device), self.rig)
-        parts = (condition.condition_latents, condition.class_labels, condition.prompt_embeds, *([] if skeletons is None else [skeletons]))
+        parts = (condition.condition_latents, condition.class_labels, condition.prompt_embeds,
+                 *([] if skeletons is None else [skeletons]))
         return Condition(*(part.to(self._execution_device, unet.dtype) for part in parts))
 
     @torch.no_grad()
-    def __call__(self, image, num_inference_steps: int = 20, guidance_scale: float = 1.0, eta: float = 0.0, generator=None,
-                 latents: Tensor | None = None, output_type: str = "pt", return_dict: bool = True, base_below: int = 0, crop_size: int | None = None,
-                 noise_level: int = 0, keep_photo: bool = False, sequential_guidance: bool = False, body_images: Tensor | None = None, joints: Tensor | None = None, callback_on_step_end: Callable | None = None):
-        """Normals and colours of every body view for one photo or several (see `framed_pictures` for what `image` may be).
-        `generator`: one, or one per photo; `latents`: starting noise (B, D, V, 4, h, w) in place of a draw; `output_type`: "pt", "pil" or "latent";
-        `base_below`: timesteps below this are drawn with the adapters off (as the adapter was trained, see its run's config.json);
-        `crop_size`: frame the person first (PSHuman: 740 or 720 of 768 pixels); `noise_level`: of the CLIP embedding; `keep_photo`: the photo itself
-        becomes the front colour; `sequential_guidance`: less memory; `body_images`: renders for models that want them, see `with_bodies`;
-        `joints` (B, 23, 3): where they are in the framed photos, for who knows better than the pose estimator (NaN: tell the model nothing); `callback_on_step_end(pipeline, step, timestep, {"latents": ...})` as in diffusers."""
+    def __call__(self, image, num_inference_steps: int = 20, guidance_scale: float = 1.0, eta: float = 0.0,
+                 generator=None,
+                 latents: Tensor | None = None, output_type: str = "pt", return_dict: bool = True, base_below: int = 0,
+                 crop_size: int | None = None,
+                 noise_level: int = 0, keep_photo: bool = False, sequential_guidance: bool = False,
+                 body_images: Tensor | None = None, joints: Tensor | None = None,
+                 callback_on_step_end: Callable | None = None):
+        """Normals and colours of every body view for one photo or several (see `framed_pictures` for what `image`
+        may be).
+        `generator`: one, or one per photo; `latents`: starting noise (B, D, V, 4, h, w) in place of a draw;
+        `output_type`: "pt", "pil" or "latent";
+        `base_below`: timesteps below this are drawn with the adapters off (as the adapter was trained, see its run's
+        config.json);
+        `crop_size`: frame the person first (PSHuman: 740 or 720 of 768 pixels); `noise_level`: of the CLIP
+        embedding; `keep_photo`: the photo itself
+        becomes the front colour; `sequential_guidance`: less memory; `body_images`: renders for models that want
+        them, see `with_bodies`;
+        `joints` (B, 23, 3): where they are in the framed photos, for who knows better than the pose estimator (NaN:
+        tell the model nothing); `callback_on_step_end(pipeline, step, timestep, {"latents": ...})` as in diffusers."""
         check_call(self, num_inference_steps, output_type)
         config = self.unet.config
         pictures = framed_pictures(image, config.sample_size * pixels_per_cell(self.vae), config.face_view, crop_size)
         check_bodies(self, body_images, (len(pictures), config.num_views, *pictures.shape[2:]))
         check_joints(self, joints, len(pictures))
-        condition = self.condition(pictures, generator, noise_level, body_images, self.estimate(pictures) if joints is None else joints)
+        condition = self.condition(pictures, generator, noise_level, body_images,
+                                   self.estimate(pictures) if joints is None else joints)
         latents = _starting_noise(config, condition, latents, generator)
 
         def after(index: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
             bar.update()
-            return callback_on_step_end(self, index, timestep, {"latents": latents}).get("latents") if callback_on_step_end else None
+            return (callback_on_step_end(self, index, timestep, {"latents": latents}).get("latents")
+                    if callback_on_step_end else None)
 
         with self.progress_bar(total=num_inference_steps) as bar:
             drawing = HandOver(self.unet, None, base_below) if base_below else self.unet
-            latents = denoise(drawing, self.scheduler, condition, latents, num_inference_steps, guidance_scale, eta, generator, after, sequential_guidance)
-        images = latents if output_type == "latent" else finish_views(decode_latents(self.vae, latents.to(self.vae.dtype)), self.config.mirrored, config.face_view, pictures[:, 0] if keep_photo else None)
+            latents = denoise(drawing, self.scheduler, condition, latents, num_inference_steps, guidance_scale, eta,
+                              generator, after, sequential_guidance)
+        images = (latents if output_type == "latent" else finish_views(decode_latents(self.vae,
+                latents.to(self.vae.dtype)), self.config.mirrored, config.face_view,
+                pictures[:, 0] if keep_photo else None))
         self.maybe_free_model_hooks()
         images = pil_images(images) if output_type == "pil" else images
         return MultiViewImages(images=images) if return_dict else (images,)

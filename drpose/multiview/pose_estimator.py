@@ -37,10 +37,13 @@ class PoseEstimator(CheckedModel, ModelMixin, ConfigMixin):
     "23 joints and their expected errors from one photo. Photos of another size are resampled to `image_size`."
 
     @register_to_config
-    def __init__(self, image_size: int = 64, block_out_channels: tuple[int, ...] = (24, 48, 96, 160), layers_per_block: int = 2, hidden: int = 384, joints: int = 23):
+    def __init__(self, image_size: int = 64, block_out_channels: tuple[int, ...] = (24, 48, 96, 160),
+                 layers_per_block: int = 2, hidden: int = 384, joints: int = len(SKELETON_JOINTS)):
         super().__init__()
         if image_size != 2 * COARSEST * 2 ** (len(block_out_channels) - 1):
-            raise ValueError(f"image_size is {image_size}, but {len(block_out_channels)} widths need {2 * COARSEST * 2 ** (len(block_out_channels) - 1)}: each halves the picture, down to {COARSEST} x {COARSEST}.")
+            raise ValueError(f"image_size is {image_size}, but {len(block_out_channels)} widths need "
+                             f"{2 * COARSEST * 2 ** (len(block_out_channels) - 1)}: each halves the picture, down to "
+                             f"{COARSEST} x {COARSEST}.")
         layers: list[nn.Module] = [nn.Conv2d(3, block_out_channels[0], 4, stride=2, padding=1)]
         before = block_out_channels[0]
         for level, width in enumerate(block_out_channels):
@@ -49,7 +52,8 @@ class PoseEstimator(CheckedModel, ModelMixin, ConfigMixin):
                 layers.append(ResnetBlock2D(in_channels=before, out_channels=width, temb_channels=None, groups=8))
                 before = width
         self.layers = nn.ModuleList(layers)
-        self.head = nn.Sequential(nn.GroupNorm(8, before), nn.SiLU(), nn.Flatten(), nn.Linear(before * COARSEST**2, hidden), nn.SiLU(), nn.Linear(hidden, joints * 6))
+        self.head = nn.Sequential(nn.GroupNorm(8, before), nn.SiLU(), nn.Flatten(),
+                                  nn.Linear(before * COARSEST**2, hidden), nn.SiLU(), nn.Linear(hidden, joints * 6))
 
     def forward(self, photos: Tensor) -> Estimate:
         "Photos (B, 3, H, W) in [0, 1], the person framed as the multi-view model's. ValueError for another shape."
@@ -76,7 +80,8 @@ def mirror(photos: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def turn(photos: Tensor, joints: Tensor, angle: Tensor, scale: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
-    """Photos (B, 3, H, W) and joints (B, 23, 3) turned in the picture's plane by `angle` (B,) radians (counter-clockwise), made `scale` (B,) times as large, then moved by `move` (B, 2) frame units (right, up).
+    """Photos (B, 3, H, W) and joints (B, 23, 3) turned in the picture's plane by `angle` (B,) radians
+    (counter-clockwise), made `scale` (B,) times as large, then moved by `move` (B, 2) frame units (right, up).
 
     New border takes the colour of the top left pixel."""
     cos, sin, border = angle.cos(), angle.sin(), photos[..., :1, :1]
@@ -99,12 +104,14 @@ def vary(photos: Tensor, joints: Tensor, generator: torch.Generator) -> tuple[Te
 
     flipped, its_joints = mirror(photos, joints)
     chosen = draw() < 0.5
-    photos, joints = torch.where(chosen[:, None, None, None], flipped, photos), torch.where(chosen[:, None, None], its_joints, joints)
+    photos, joints = (torch.where(chosen[:, None, None, None], flipped, photos),
+                      torch.where(chosen[:, None, None], its_joints, joints))
     angle = (2 * draw() - 1) * torch.where(draw() < 0.5, math.pi, 0.3)
     scale = 1 - draw() * torch.where(draw() < 0.5, 0.4, 0.1)
     turned = turn(photos, joints, angle, scale, torch.zeros(count, 2))[1]
     room = (0.47 - turned[..., :2].abs().amax(1)).clamp(min=0)
     move = (2 * draw(2) - 1) * room * (draw(1) < 0.5)
     photos, joints = turn(photos, joints, angle, scale, move)
-    light = 1 + 0.1 * torch.randn(count, 3, 1, 1, generator=generator), 0.05 * torch.randn(count, 3, 1, 1, generator=generator)
+    light = (1 + 0.1 * torch.randn(count, 3, 1, 1, generator=generator),
+             0.05 * torch.randn(count, 3, 1, 1, generator=generator))
     return (photos * light[0] + light[1]).clamp(0, 1), joints

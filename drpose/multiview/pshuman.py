@@ -26,19 +26,23 @@ __all__ = ['PSHUMAN_PIPELINE', 'PSHUMAN_VIEWS', 'PSHUMAN_MIRRORED', 'PROMPT_FILE
 
 # %% ../../nbs/multiview/03_pshuman.ipynb #ccb96f6e
 PSHUMAN_PIPELINE = "StableUnCLIPImg2ImgPipeline"
-PSHUMAN_VIEWS = {"front": 0.0, "front_right": 45.0, "right": 90.0, "back": 180.0, "left": 270.0, "front_left": 315.0}   # degrees; then the face
+# degrees; then the face
+PSHUMAN_VIEWS = {"front": 0.0, "front_right": 45.0, "right": 90.0, "back": 180.0, "left": 270.0, "front_left": 315.0}
 PSHUMAN_MIRRORED = ("back", "left")
 PROMPT_FILES = ("normal_embeds.pt", "clr_embeds.pt")   # one (V, L, C) tensor each, in the order of the domains
 
 
 def read_prompt_file(path: Path) -> Tensor:
-    "One tensor (V, L, C) from a .pt file, without running anything. ValueError with one sentence for any other content."
+    """One tensor (V, L, C) from a .pt file, without running anything. ValueError with one sentence for any other
+    content."""
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")
     except Exception:   # a damaged or hostile file can fail in any way; each means the same to the reader
-        raise ValueError(f"{path}: is no plain tensor but damaged, or a pickle that wants to run something; needed the embeddings of one domain's prompts.") from None
+        raise ValueError(f"{path}: is no plain tensor but damaged, or a pickle that wants to run something; needed "
+                         "the embeddings of one domain's prompts.") from None
     if not isinstance(found, Tensor) or found.dim() != 3 or not found.is_floating_point() or not found.isfinite().all():
-        raise ValueError(f"{path}: holds {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}, needed one finite tensor (views, tokens, width).")
+        raise ValueError(f"{path}: holds {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}, "
+                         "needed one finite tensor (views, tokens, width).")
     return found.float()
 
 # %% ../../nbs/multiview/03_pshuman.ipynb #04c0799f
@@ -48,48 +52,60 @@ def encode_prompts(folder: Path) -> Tensor:
     with reading(folder / "tokenizer", "the vocabulary and merges of a CLIPTokenizer"):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     encoder = load_model(CLIPTextModel, folder / "text_encoder")
-    sentences = [f"a rendering image of 3D human, {view} view, {domain} map." for domain in ("normal", "color") for view in (*PSHUMAN_VIEWS, "face")]
+    sentences = [f"a rendering image of 3D human, {view} view, {domain} map." for domain in ("normal", "color")
+                 for view in (*PSHUMAN_VIEWS, "face")]
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    tokens = tokenizer(sentences, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    tokens = tokenizer(sentences, padding="max_length", max_length=length, truncation=True,
+                       return_tensors="pt").input_ids
     with torch.no_grad():
         return encoder(tokens).last_hidden_state.unflatten(0, (NUM_DOMAINS, -1))
 
 
 def pshuman_prompts(folder: str | Path, embeds: str | Path | None = None) -> Tensor:
-    "Prompt embeddings (D, V, L, C) from the two files in `embeds` or in the checkpoint, else from its text encoder. FileNotFoundError if there is neither."
+    """Prompt embeddings (D, V, L, C) from the two files in `embeds` or in the checkpoint, else from its text
+    encoder. FileNotFoundError if there is neither."""
     place = Path(folder if embeds is None else embeds)
     missing = [name for name in PROMPT_FILES if not (place / name).is_file()]
     if not missing:
         tables = [read_prompt_file(place / name) for name in PROMPT_FILES]
         if tables[0].shape != tables[1].shape:
-            raise ValueError(f"{place}: {PROMPT_FILES[0]} has shape {tuple(tables[0].shape)} and {PROMPT_FILES[1]} {tuple(tables[1].shape)}, needed two of the same shape.")
+            raise ValueError(f"{place}: {PROMPT_FILES[0]} has shape {tuple(tables[0].shape)} and {PROMPT_FILES[1]} "
+                             f"{tuple(tables[1].shape)}, needed two of the same shape.")
         return torch.stack(tables)
     if embeds is not None or len(missing) < len(PROMPT_FILES):
         raise FileNotFoundError(f"{place}: lacks {' and '.join(missing)}, needed {' and '.join(PROMPT_FILES)}.")
     if not all((Path(folder) / name).is_dir() for name in ("tokenizer", "text_encoder")):
-        raise FileNotFoundError(f"{folder}: holds neither {' and '.join(PROMPT_FILES)} nor a tokenizer and text_encoder to make them; give prompt_embeds=<the folder with the two files>.")
+        raise FileNotFoundError(f"{folder}: holds neither {' and '.join(PROMPT_FILES)} nor a tokenizer and "
+                                "text_encoder to make them; give prompt_embeds=<the folder with the two files>.")
     return encode_prompts(Path(folder))
 
 # %% ../../nbs/multiview/03_pshuman.ipynb #709c451b
 PSHUMAN_PARTS = {
-    "unet": MultiViewUNet, "vae": AutoencoderKL, "scheduler": DDIMScheduler, "image_encoder": CLIPVisionModelWithProjection,
-    "feature_extractor": CLIPImageProcessor, "image_normalizer": StableUnCLIPImageNormalizer, "image_noising_scheduler": DDPMScheduler,
+    "unet": MultiViewUNet, "vae": AutoencoderKL, "scheduler": DDIMScheduler,
+    "image_encoder": CLIPVisionModelWithProjection,
+    "feature_extractor": CLIPImageProcessor, "image_normalizer": StableUnCLIPImageNormalizer,
+    "image_noising_scheduler": DDPMScheduler,
 }   # fmt: skip
 
 
 def load_part(kind: type, folder: Path, torch_dtype: torch.dtype | None = None, variant: str | None = None):
-    "One part of a pipeline from its folder: a network, a scheduler or an image processor. FileNotFoundError or ValueError with one sentence."
+    """One part of a pipeline from its folder: a network, a scheduler or an image processor. FileNotFoundError or
+    ValueError with one sentence."""
     if issubclass(kind, torch.nn.Module):
         return load_model(kind, folder, torch_dtype, variant)
     return load_scheduler(kind, folder) if issubclass(kind, SchedulerMixin) else load_processor(kind, folder)
 
 
-def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, torch_dtype: torch.dtype | None = None, variant: str | None = None, **given) -> dict:
-    "The constructor's arguments for `multiview.MultiViewPipeline` from a checkpoint in upstream's layout, `prompt_table` as a tensor (D, V, L, C); parts in `given` are taken as they are. Raises FileNotFoundError or ValueError."
+def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, torch_dtype: torch.dtype | None = None,
+                 variant: str | None = None, **given) -> dict:
+    """The constructor's arguments for `multiview.MultiViewPipeline` from a checkpoint in upstream's layout,
+    `prompt_table` as a tensor (D, V, L, C); parts in `given` are taken as they are. Raises FileNotFoundError or
+    ValueError."""
     folder = Path(folder)
     unknown = sorted(set(given) - set(PSHUMAN_PARTS))
     if unknown:
-        raise ValueError(f"{folder} is a PSHuman checkpoint, for which {', '.join(unknown)} is no option; there are prompt_embeds, torch_dtype, variant, {', '.join(PSHUMAN_PARTS)}.")
+        raise ValueError(f"{folder} is a PSHuman checkpoint, for which {', '.join(unknown)} is no option; there are "
+                         f"prompt_embeds, torch_dtype, variant, {', '.join(PSHUMAN_PARTS)}.")
     parts = dict(given)
     for name, kind in PSHUMAN_PARTS.items():
         if name in parts:
@@ -98,7 +114,8 @@ def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, to
             raise FileNotFoundError(f"{folder}: holds no part {name}, needed a {kind.__name__} there.")
         parts[name] = load_part(kind, folder / name, torch_dtype, variant)
     parts["prompt_table"] = pshuman_prompts(folder, prompt_embeds).to(torch_dtype or torch.float32)
-    return parts | {"azimuths": list(PSHUMAN_VIEWS.values()), "mirrored": [view in PSHUMAN_MIRRORED for view in PSHUMAN_VIEWS], "descriptor": "clip"}
+    return parts | {"azimuths": list(PSHUMAN_VIEWS.values()),
+                    "mirrored": [view in PSHUMAN_MIRRORED for view in PSHUMAN_VIEWS], "descriptor": "clip"}
 
 
 def is_pshuman(folder: str | Path) -> bool:
@@ -114,7 +131,8 @@ def _class_in(path: Path) -> str | None:
         return None
 
 # %% ../../nbs/multiview/03_pshuman.ipynb #5f220b68
-STOCK_BLOCKS = {"CrossAttnDownBlock2D": "CrossAttnDownBlockMV2D", "CrossAttnUpBlock2D": "CrossAttnUpBlockMV2D", "UNetMidBlock2DCrossAttn": "UNetMidBlockMV2DCrossAttn"}
+STOCK_BLOCKS = {"CrossAttnDownBlock2D": "CrossAttnDownBlockMV2D", "CrossAttnUpBlock2D": "CrossAttnUpBlockMV2D",
+                "UNetMidBlock2DCrossAttn": "UNetMidBlockMV2DCrossAttn"}
 
 
 def from_stable_unclip(
@@ -123,25 +141,31 @@ def from_stable_unclip(
     face_view: bool = True,
     in_channels: int = 8,                       # noisy latent and photo latent; 12 with a latent of SMPL-X renders
 ) -> MultiViewUNet:
-    "A multi-view U-Net that starts where a stock one stands. ValueError if the stock one has no place for image embeddings or another kind of block."
+    """A multi-view U-Net that starts where a stock one stands. ValueError if the stock one has no place for image
+    embeddings or another kind of block."""
     if not isinstance(stock, UNet2DConditionModel):
         stock = load_model(UNet2DConditionModel, stock)
     if stock.config.class_embed_type != "projection":
-        raise ValueError(f"the stock U-Net has class_embed_type {stock.config.class_embed_type!r}, needed 'projection': one of the unCLIP family, which reads image embeddings.")
+        raise ValueError(f"the stock U-Net has class_embed_type {stock.config.class_embed_type!r}, needed "
+                         "'projection': one of the unCLIP family, which reads image embeddings.")
     if in_channels < stock.config.in_channels:
         raise ValueError(f"in_channels is {in_channels}, but the stock U-Net alone reads {stock.config.in_channels}.")
-    fields = {name: stock.config[name] for name in inspect.signature(MultiViewUNet.__init__).parameters if name in stock.config}
+    fields = {name: stock.config[name] for name in inspect.signature(MultiViewUNet.__init__).parameters
+              if name in stock.config}
     for field in ("down_block_types", "up_block_types"):
         fields[field] = tuple(STOCK_BLOCKS.get(kind, kind) for kind in fields[field])
-    fields |= {"mid_block_type": STOCK_BLOCKS.get(fields["mid_block_type"], fields["mid_block_type"]), "num_views": num_views, "face_view": face_view, "in_channels": in_channels}
+    fields |= {"mid_block_type": STOCK_BLOCKS.get(fields["mid_block_type"], fields["mid_block_type"]),
+               "num_views": num_views, "face_view": face_view, "in_channels": in_channels}
     unet = MultiViewUNet(**fields)
     weights = dict(stock.state_dict())
     read = weights["conv_in.weight"]
-    weights["conv_in.weight"] = torch.cat([read, read.new_zeros(read.shape[0], in_channels - read.shape[1], *read.shape[2:])], dim=1)
+    weights["conv_in.weight"] = torch.cat([read, read.new_zeros(read.shape[0], in_channels - read.shape[1],
+                                                                *read.shape[2:])], dim=1)
     missing, unknown = unet.load_state_dict(weights, strict=False)
     left = [name for name in missing if "_mv." not in name]
     if left or unknown:
-        raise ValueError(f"the stock U-Net does not fit: {len(left)} weights have no source and {len(unknown)} no place, for example {(left + list(unknown))[0]}.")
+        raise ValueError(f"the stock U-Net does not fit: {len(left)} weights have no source and {len(unknown)} no "
+                         f"place, for example {(left + list(unknown))[0]}.")
     for name, weight in unet.named_parameters():
         if "attn_mv.to_out" in name:    # upstream zeroes the weight alone and leaves a random bias
             torch.nn.init.zeros_(weight)
@@ -154,6 +178,8 @@ def is_stable_unclip(folder: str | Path) -> bool:
 
 
 def load_stable_unclip(folder: str | Path, prompt_embeds: str | Path | None = None, in_channels: int = 8) -> dict:
-    "The constructor's arguments for `multiview.MultiViewPipeline` from Stable Diffusion 2.1 unCLIP: PSHuman's views and sentences, a U-Net that has yet to be trained. Errors are those of `load_pshuman`."
+    """The constructor's arguments for `multiview.MultiViewPipeline` from Stable Diffusion 2.1 unCLIP: PSHuman's
+    views and sentences, a U-Net that has yet to be trained. Errors are those of `load_pshuman`."""
     parts = load_pshuman(folder, prompt_embeds, unet=from_stable_unclip(Path(folder) / "unet", in_channels=in_channels))
-    return parts | {"scheduler": DDIMScheduler.from_config(parts["scheduler"].config, clip_sample=False)}   # a clamped latent has no gradient
+    # a clamped latent has no gradient
+    return parts | {"scheduler": DDIMScheduler.from_config(parts["scheduler"].config, clip_sample=False)}

@@ -40,7 +40,8 @@ RENDER_AZIMUTHS = tuple(45.0 * number for number in range(8))   # degrees; pictu
 # %% ../../nbs/multiview/06_scans.ipynb #91459be9
 FIT_FORMATS = (".json", ".npz", ".pkl", ".pickle")
 _FIT_NAMES = {
-    "global_orient": ("global_orient", "root_orient", "root_pose"), "body_pose": ("body_pose", "pose_body"), "betas": ("betas", "shape"), "transl": ("transl", "trans"),
+    "global_orient": ("global_orient", "root_orient", "root_pose"), "body_pose": ("body_pose", "pose_body"),
+    "betas": ("betas", "shape"), "transl": ("transl", "trans"),
     "scale": ("scale",), "offset": ("translation",),
 }
 
@@ -65,14 +66,17 @@ def _fit_fields(path: Path) -> dict:
     if path.suffix.lower() == ".npz":
         held = npz_fields(path, "an SMPL-X fit")
         return read_npz(path, (), [name for name in aliases if name in held], needed="an SMPL-X fit", most=2**20)
-    content = read_json(path, "an SMPL-X fit", kind=dict) if path.suffix.lower() == ".json" else read_array_pickle(path, "an SMPL-X fit")
+    content = (read_json(path, "an SMPL-X fit", kind=dict) if path.suffix.lower() == ".json"
+               else read_array_pickle(path, "an SMPL-X fit"))
     return {name: content[name] for name in aliases if name in content} or dict.fromkeys(map(str, content))
 
 # %% ../../nbs/multiview/06_scans.ipynb #5750e58e
 def _fit_numbers(value, most: int) -> list[float]:
-    "The numbers in an array, a number or nested lists, in order, at most most + 1 of them. TypeError for anything else."
+    """The numbers in an array, a number or nested lists, in order, at most most + 1 of them. TypeError for anything
+    else."""
     numbers, waiting, steps = [], [value], 0
-    while waiting and len(numbers) <= most and steps < 8 * most + 64:        # a list may hold another one twice, and so on
+    # a list may hold another one twice, and so on
+    while waiting and len(numbers) <= most and steps < 8 * most + 64:
         item, steps = waiting.pop(), steps + 1
         if isinstance(item, np.ndarray) and item.dtype.kind in "fiu":
             numbers += item.reshape(-1)[: most + 1].tolist()
@@ -88,7 +92,8 @@ def _fit_numbers(value, most: int) -> list[float]:
 
 
 def _fit_tensor(path: Path, fields: dict, name: str, least: int, most: int | None = None) -> Tensor | None:
-    "Numbers of a field as (1, n) float32, None where it is absent. ValueError for too few or too many, or what is not finite or not of a person's size."
+    """Numbers of a field as (1, n) float32, None where it is absent. ValueError for too few or too many, or what is
+    not finite or not of a person's size."""
     held = next((alias for alias in _FIT_NAMES[name] if alias in fields), None)
     if held is None:
         return None
@@ -101,26 +106,33 @@ def _fit_tensor(path: Path, fields: dict, name: str, least: int, most: int | Non
     finite = bool(torch.isfinite(value).all())
     if not least <= len(value) <= most or not finite:
         found = f"more than {most}" if len(value) > most else len(value)
-        raise ValueError(f"{path}: '{held}' holds {found} numbers{'' if finite else ', some not finite'}, needed {least}{f' to {most}' if most > least else ''} finite ones")
+        raise ValueError(f"{path}: '{held}' holds {found} numbers{'' if finite else ', some not finite'}, needed "
+                         f"{least}{f' to {most}' if most > least else ''} finite ones")
     if name in ("global_orient", "body_pose") and value.reshape(-1, 3).norm(dim=1).max() > 4 * math.pi:
-        raise ValueError(f"{path}: '{held}' holds a rotation of {value.reshape(-1, 3).norm(dim=1).max():.0f}, needed axis-angles in radians (these look like degrees)")
+        raise ValueError(f"{path}: '{held}' holds a rotation of {value.reshape(-1, 3).norm(dim=1).max():.0f}, needed "
+                         "axis-angles in radians (these look like degrees)")
     if name in ("betas", "transl") and value.abs().max() > FARTHEST:
-        raise ValueError(f"{path}: '{held}' holds {value.abs().max():.0f}, needed {'metres (these look like millimetres)' if name == 'transl' else 'standard deviations'}")
+        raise ValueError(f"{path}: '{held}' holds {value.abs().max():.0f}, needed "
+                         f"{'metres (these look like millimetres)' if name == 'transl' else 'standard deviations'}")
     return value[None]
 
 
 def read_fit(path: str | Path) -> ScanFit:
-    """An SMPL-X fit from JSON, npz or a pickle of arrays: global_orient (3), body_pose (63), betas (10 or more) and, where given, transl or trans (metres), scale and translation (mesh units). Other fields are not read.
+    """An SMPL-X fit from JSON, npz or a pickle of arrays: global_orient (3), body_pose (63), betas (10 or more) and,
+    where given, transl or trans (metres), scale and translation (mesh units). Other fields are not read.
 
     FileNotFoundError or ValueError naming file and field."""
     path = Path(path)
     if path.suffix.lower() not in FIT_FORMATS or not path.is_file():
         raise FileNotFoundError(f"{path}: no such fit, needed a file {', '.join(FIT_FORMATS)}")
     fields = _fit_fields(path)
-    parts = {"global_orient": _fit_tensor(path, fields, "global_orient", 3), "body_pose": _fit_tensor(path, fields, "body_pose", 63), "betas": _fit_tensor(path, fields, "betas", 10, 400)}
+    parts = {"global_orient": _fit_tensor(path, fields, "global_orient", 3),
+             "body_pose": _fit_tensor(path, fields, "body_pose", 63),
+             "betas": _fit_tensor(path, fields, "betas", 10, 400)}
     missing = [name for name, value in parts.items() if value is None]
     if missing:
-        raise ValueError(f"{path}: has no '{missing[0]}' (it holds: {', '.join(map(str, fields))}), needed an SMPL-X fit")
+        raise ValueError(f"{path}: has no '{missing[0]}' (it holds: {', '.join(map(str, fields))}), needed an SMPL-X "
+                         "fit")
     scale, offset = _fit_tensor(path, fields, "scale", 1), _fit_tensor(path, fields, "offset", 3)
     if scale is not None and not scale.item() > 0:
         raise ValueError(f"{path}: 'scale' is {scale.item():g}, needed a number above 0")
@@ -138,18 +150,23 @@ def render_scan(
     scan: Scan,
     size: int = 768,            # pixels along each side
     supersample: int = 2,       # samples per pixel and direction
-) -> tuple[Tensor, Tensor]:     # (8, 4, size, size) colours with alpha, (8, 3, size, size) unit normals; in uncovered pixels 0
-    "A scan from `RENDER_AZIMUTHS`; normals are in the world's frame (x right, y up, z toward the viewer of picture 000)."
+# (8, 4, size, size) colours with alpha, (8, 3, size, size) unit normals; in uncovered pixels 0
+) -> tuple[Tensor, Tensor]:
+    """A scan from `RENDER_AZIMUTHS`; normals are in the world's frame (x right, y up, z toward the viewer of picture
+    000)."""
     vertices = frame_by_diagonal(scan.vertices[None]).apply(scan.vertices[None])
-    values = torch.cat([_smooth_normals(scan.vertices, scan.faces), scan.colors[None], *([] if scan.uv is None else [scan.uv[None]])], -1)
+    values = torch.cat([_smooth_normals(scan.vertices, scan.faces), scan.colors[None],
+                        *([] if scan.uv is None else [scan.uv[None]])], -1)
     colors, normals = [], []
     for azimuth in RENDER_AZIMUTHS:
         rig = ViewRig((azimuth,), 0.5, size * supersample)
         hits = find_hits(vertices, scan.faces, rig)
         seen = interpolate(hits, scan.faces, values, rig.image_size**2)
-        seen = torch.cat([F.normalize(seen[:, :3], dim=-1), sampled_colors(scan, hits.face, seen[:, 3:6], seen[:, 6:])], -1)
+        seen = torch.cat([F.normalize(seen[:, :3], dim=-1), sampled_colors(scan, hits.face, seen[:, 3:6], seen[:, 6:])],
+                         -1)
         position, means, coverage = pool_hits(hits.position, seen, size**2, rig.image_size, supersample)
-        whole = {"coverage": torch.ones_like(coverage), "position": position, "background": 0.0, "pictures": 1, "size": size}
+        whole = {"coverage": torch.ones_like(coverage), "position": position, "background": 0.0, "pictures": 1,
+                 "size": size}
         colors.append(paint(torch.cat([means[:, 3:].clamp(0, 1), coverage[:, None]], 1), **whole)[0])
         normals.append(paint(F.normalize(means[:, :3], dim=-1), **whole)[0])
     return torch.stack(colors), torch.stack(normals)
@@ -164,7 +181,8 @@ def _save(picture: Tensor, path: Path) -> None:
 
 
 def scan_names(meshes: Sequence[Path]) -> list[str]:
-    "What the folders of mesh files are called: after the file or, where files share a name (CustomHumans: mesh-f00061.obj), all after their folders. ValueError if those are shared too."
+    """What the folders of mesh files are called: after the file or, where files share a name (CustomHumans:
+    mesh-f00061.obj), all after their folders. ValueError if those are shared too."""
     names = [path.stem for path in meshes]
     if len(set(names)) < len(names):
         names = [path.resolve().parent.name for path in meshes]
@@ -178,12 +196,15 @@ def scan_names(meshes: Sequence[Path]) -> list[str]:
 
 
 def find_fit(fits: str | Path, name: str) -> Path:
-    "The fit of the scan `name`: <fits>/<name>.json, .npz or .pkl, or the only such file in the folder <fits>/<name>. FileNotFoundError or ValueError naming what was looked for."
+    """The fit of the scan `name`: <fits>/<name>.json, .npz or .pkl, or the only such file in the folder
+    <fits>/<name>. FileNotFoundError or ValueError naming what was looked for."""
     beside = Path(fits).glob("*") if Path(fits).is_dir() else ()
-    found = sorted(path for path in beside if path.stem == name and path.suffix.lower() in FIT_FORMATS and path.is_file())
+    found = sorted(path for path in beside if path.stem == name and path.suffix.lower() in FIT_FORMATS
+                   and path.is_file())
     found = found or sorted(path for path in (Path(fits) / name).glob("*") if path.suffix.lower() in FIT_FORMATS)
     if not found:
-        raise FileNotFoundError(f"{Path(fits) / name}: no fit of this scan, neither a file {', '.join(FIT_FORMATS)} of this name nor one in a folder of this name")
+        raise FileNotFoundError(f"{Path(fits) / name}: no fit of this scan, neither a file {', '.join(FIT_FORMATS)} "
+                                "of this name nor one in a folder of this name")
     if len(found) > 1:
         raise ValueError(f"{found[0]}: is one of {len(found)} fits of the scan {name!r}, needed one only")
     return found[0]
@@ -193,21 +214,27 @@ INSIDE = 20     # of 23 joints must lie in the scan's box
 
 
 def _place_joints(scan: Scan, fit_path: Path, body_model: BodyModel) -> dict:
-    "What the pose file of a scan says: joints in the frame of picture 000, and frame units per metre. ValueError if they lie outside of the scan."
+    """What the pose file of a scan says: joints in the frame of picture 000, and frame units per metre. ValueError
+    if they lie outside of the scan."""
     fit, framing = read_fit(fit_path), frame_by_diagonal(scan.vertices[None])
     joints = fit.joints(body_model)
     low, high = scan.vertices.amin(0), scan.vertices.amax(0)
     inside = int(((joints >= low) & (joints <= high)).all(-1).sum())
     if inside < INSIDE:
-        raise ValueError(f"{fit_path}: puts {inside} of {len(joints)} joints into the box of its scan, needed {INSIDE}; is it in other units, or of another scan?")
+        raise ValueError(f"{fit_path}: puts {inside} of {len(joints)} joints into the box of its scan, needed "
+                         f"{INSIDE}; is it in other units, or of another scan?")
     return {"joints": framing.apply(joints[None])[0].tolist(), "scale": framing.scale.item() * fit.scale}
 
 
-def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 768, supersample: int = 2, fits: str | Path | None = None, body_model: BodyModel | None = None) -> list[Path]:
-    """Render mesh files into `folder`, one folder each (`scan_names`); finished ones are kept, and given their joints if those are missing or belong to another fit.
+def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 768, supersample: int = 2,
+                 fits: str | Path | None = None, body_model: BodyModel | None = None) -> list[Path]:
+    """Render mesh files into `folder`, one folder each (`scan_names`); finished ones are kept, and given their
+    joints if those are missing or belong to another fit.
 
-    `fits`: folder of SMPL-X fits (`find_fit`), for which `body_model` is needed. ValueError for two meshes of one name, FileNotFoundError for a scan without a fit, before anything is rendered;
-    ValueError for a folder that was rendered from another mesh, texture or size, or while another process renders there."""
+    `fits`: folder of SMPL-X fits (`find_fit`), for which `body_model` is needed. ValueError for two meshes of one
+    name, FileNotFoundError for a scan without a fit, before anything is rendered;
+    ValueError for a folder that was rendered from another mesh, texture or size, or while another process renders
+    there."""
     paths = [Path(mesh) for mesh in meshes]
     names = scan_names(paths)
     if fits is not None and body_model is None:
@@ -219,15 +246,19 @@ def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 7
     return [Path(folder) / name for name in names]
 
 
-def _render_into(place: Path, path: Path, size: int, supersample: int, fit: Path | None, body_model: BodyModel | None) -> None:
+def _render_into(place: Path, path: Path, size: int, supersample: int, fit: Path | None,
+                 body_model: BodyModel | None) -> None:
     "`render_scans` for one mesh: pictures, what they were made from, and joints."
     sources = {"mesh or textures": mesh_parts(path), "size": [size, supersample]}
     if place.exists():
         if not (place / "inputs.json").exists():
-            raise ValueError(f"{place / 'inputs.json'}: missing beside rendered pictures, so that nobody knows what they were made from; choose another folder or delete it")
+            raise ValueError(f"{place / 'inputs.json'}: missing beside rendered pictures, so that nobody knows what "
+                             "they were made from; choose another folder or delete it")
         same_inputs(place / "inputs.json", sources, "this scan")
     made_from = None if fit is None else digest_of(fit, body_model, sources)
-    if place.exists() and (fit is None or (place / POSE_FILE).exists() and read_json(place / POSE_FILE, "the pose of a scan", kind=dict).get("made_from") == made_from):
+    if place.exists() and (fit is None or (place / POSE_FILE).exists()
+                           and read_json(place / POSE_FILE, "the pose of a scan",
+                                         kind=dict).get("made_from") == made_from):
         return
     scan = read_scan(path)
     pose = None if fit is None else _place_joints(scan, fit, body_model)
@@ -259,19 +290,22 @@ def _read_eight(folder: Path, kind: str, size: int, alpha: bool) -> Tensor:
     pictures = []
     for number in range(len(RENDER_AZIMUTHS)):
         path = folder / kind / f"{number:03d}.png"
-        opened = read_picture(path, f"a PNG; 000.png to {len(RENDER_AZIMUTHS) - 1:03d}.png are one every 45 degrees", ("PNG",))
+        opened = read_picture(path, f"a PNG; 000.png to {len(RENDER_AZIMUTHS) - 1:03d}.png are one every 45 degrees",
+                              ("PNG",))
         picture = opened.convert("RGBA" if alpha else "RGB")
         if alpha and not opened.has_transparency_data:
             raise ValueError(f"{path}: has no alpha, needed to know where the person is")
         if picture.width != picture.height or picture.width < size:
-            raise ValueError(f"{path}: is {picture.width} x {picture.height} pixels, needed a square of at least {size}")
+            raise ValueError(f"{path}: is {picture.width} x {picture.height} pixels, needed a square of at least "
+                             f"{size}")
         picture = picture if picture.width == size else picture.resize((size, size), Image.Resampling.LANCZOS)
         pictures.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255)
     return torch.stack(pictures)
 
 # %% ../../nbs/multiview/06_scans.ipynb #2818bf49
 def read_scan_pose(folder: str | Path) -> tuple[Tensor, float] | None:
-    "Joints (23, 3) in the frame of picture 000 and frame units per metre, None where no body was fitted. ValueError naming the file."
+    """Joints (23, 3) in the frame of picture 000 and frame units per metre, None where no body was fitted.
+    ValueError naming the file."""
     path = Path(folder) / POSE_FILE
     if not path.exists():
         return None
@@ -279,21 +313,28 @@ def read_scan_pose(folder: str | Path) -> tuple[Tensor, float] | None:
         content = read_json(path)
         joints, scale = torch.tensor(content["joints"], dtype=torch.float32), float(content["scale"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: cannot be read as a scan's pose, needed joints (23, 3) and scale; delete it and render again") from None
-    if joints.shape != (len(SKELETON_JOINTS), 3) or not bool(torch.isfinite(joints).all()) or not 0 < scale < float("inf"):
-        raise ValueError(f"{path}: holds joints {tuple(joints.shape)} and scale {scale:g}, needed ({len(SKELETON_JOINTS)}, 3) finite numbers and one above 0")
+        raise ValueError(f"{path}: cannot be read as a scan's pose, needed joints (23, 3) and scale; delete it and "
+                         "render again") from None
+    if joints.shape != (len(SKELETON_JOINTS),
+                        3) or not bool(torch.isfinite(joints).all()) or not 0 < scale < float("inf"):
+        raise ValueError(f"{path}: holds joints {tuple(joints.shape)} and scale {scale:g}, needed "
+                         f"({len(SKELETON_JOINTS)}, 3) finite numbers and one above 0")
     return joints, scale
 
 
 def read_scan_pictures(folder: str | Path, size: int, bodies: bool = False) -> ScanPictures:
-    "The pictures in one scan's folder, scaled down to `size` where they are larger, and its joints where known; `bodies` asks for smpl_image/ too. FileNotFoundError or ValueError naming the file."
+    """The pictures in one scan's folder, scaled down to `size` where they are larger, and its joints where known;
+    `bodies` asks for smpl_image/ too. FileNotFoundError or ValueError naming the file."""
     folder = Path(folder)
     colors, stored = _read_eight(folder, "image", size, alpha=True), _read_eight(folder, "normal", size, alpha=False)
     empty = [number for number in range(len(colors)) if colors[number, 3].max() == 0]
     if empty:
-        raise ValueError(f"{folder / 'image' / f'{empty[0]:03d}.png'}: its alpha is 0 everywhere, so there is nobody to see")
+        raise ValueError(f"{folder / 'image' / f'{empty[0]:03d}.png'}: its alpha is 0 everywhere, so there is nobody "
+                         "to see")
     normals = F.normalize(stored[:, [1, 2, 0]] * 2 - 1, dim=1)
-    return ScanPictures(colors[:, :3], colors[:, 3:], normals, _read_eight(folder, "smpl_image", size, alpha=True) if bodies else None, *(read_scan_pose(folder) or ()))
+    return ScanPictures(colors[:, :3], colors[:, 3:], normals,
+                        _read_eight(folder, "smpl_image", size, alpha=True) if bodies else None,
+                        *(read_scan_pose(folder) or ()))
 
 # %% ../../nbs/multiview/06_scans.ipynb #9944b96b
 BACKGROUNDS = (1.0, 0.0, 0.5)   # white, black, grey: PSHuman's
@@ -303,7 +344,8 @@ BACKGROUNDS = (1.0, 0.0, 0.5)   # white, black, grey: PSHuman's
 class ScanExample:
     "What the model is shown of one scan, and what it should paint."
 
-    images: Tensor  # (2, V, 3, S, S) in [0, 1]: normals and colours, mirrored where the model paints mirrored; the face view last
+    # (2, V, 3, S, S) in [0, 1]: normals and colours, mirrored where the model paints mirrored; the face view last
+    images: Tensor
     shown: Tensor  # (1 or 2, 3, S, S): the photo, and its face window for models with a face view
     bodies: Tensor | None  # (V, 3, S, S) on white, not mirrored, for models that read body renders
     masks: Tensor  # (V, S, S) coverage in [0, 1], mirrored as the images
@@ -319,7 +361,8 @@ def normals_seen_from(normals: Tensor, azimuth: float) -> Tensor:
 def _window(picture: Tensor) -> Tensor:
     "The top middle ninth of (C, S, S), enlarged to the whole."
     third = picture.shape[-1] // 3
-    return F.interpolate(picture[None, :, :third, third : 2 * third], size=picture.shape[-2:], mode="bicubic", align_corners=False)[0].clamp(-1, 1)
+    return F.interpolate(picture[None, :, :third, third : 2 * third], size=picture.shape[-2:], mode="bicubic",
+                         align_corners=False)[0].clamp(-1, 1)
 
 
 def scan_example(
@@ -332,7 +375,8 @@ def scan_example(
 ) -> ScanExample:
     "Views, photo and body renders of one scan for a model of these views. ValueError for a view that was not rendered."
     if any(azimuth % 45 for azimuth in azimuths) or front not in range(len(RENDER_AZIMUTHS)):
-        raise ValueError(f"scans are rendered every 45 degrees, so front {front} must be 0 to {len(RENDER_AZIMUTHS) - 1} and azimuths {list(azimuths)} multiples of 45")
+        raise ValueError(f"scans are rendered every 45 degrees, so front {front} must be 0 to "
+                         f"{len(RENDER_AZIMUTHS) - 1} and azimuths {list(azimuths)} multiples of 45")
     views = [(front + round(azimuth / 45)) % len(RENDER_AZIMUTHS) for azimuth in azimuths]
     colors, alphas = pictures.colors[views], pictures.alphas[views]
     normals = normals_seen_from(pictures.normals[views], RENDER_AZIMUTHS[front])
@@ -344,7 +388,8 @@ def scan_example(
     alphas, colors = alphas.clamp(0, 1), colors.clamp(0, 1)
     images = torch.stack([normals / 2 + 0.5, colors]) * alphas + background * (1 - alphas)
     shown = images[1, [0, -1]] if face_view else images[1, :1]
-    bodies = None if bodies is None else bodies[:, :3].clamp(0, 1) * bodies[:, 3:].clamp(0, 1) + 1 - bodies[:, 3:].clamp(0, 1)
+    bodies = (None if bodies is None else bodies[:, :3].clamp(0, 1) * bodies[:, 3:].clamp(0, 1)
+              + 1 - bodies[:, 3:].clamp(0, 1))
     joints = None if pictures.joints is None else pictures.joints @ torch.cat(view_axes([RENDER_AZIMUTHS[front]])).T
     return ScanExample(unmirror(images, mirrored), shown, bodies, unmirror(alphas, mirrored)[:, 0], joints)
 
@@ -352,49 +397,66 @@ def scan_example(
 def _mark(pipeline: MultiViewPipeline, size: int) -> str:
     "Sixteen digits that change with the networks that make latents and labels, and with the views."
     config = pipeline.config
-    return digest_of(size, config.azimuths, config.mirrored, pipeline.unet.config.in_channels, float(pipeline.vae.config.scaling_factor), pipeline.vae, *([] if pipeline.image_encoder is None else [pipeline.image_encoder]))
+    return digest_of(size, config.azimuths, config.mirrored, pipeline.unet.config.in_channels,
+                     float(pipeline.vae.config.scaling_factor), pipeline.vae,
+                     *([] if pipeline.image_encoder is None else [pipeline.image_encoder]))
 
 
 def _state_of(folder: Path) -> str:
     "Sixteen digits that change with the content of a scan's pictures and pose."
-    return digest_of({str(file.relative_to(folder)): file for file in [*folder.rglob("*.png"), *folder.glob(POSE_FILE)]})
+    return digest_of({str(file.relative_to(folder)): file
+                      for file in [*folder.rglob("*.png"), *folder.glob(POSE_FILE)]})
 
 # %% ../../nbs/multiview/06_scans.ipynb #efacaf91
 @torch.no_grad()
-def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS) -> LatentSet:
-    "Latents, photo latents and descriptors of one scan for every front and background; joints (N, 23, 3) in the front's frame, (N, 0, 3) where no body was fitted."
+def encode_scan(pipeline: MultiViewPipeline, folder: str | Path, fronts: Sequence[int] = (0,),
+                backgrounds: Sequence[float] = BACKGROUNDS) -> LatentSet:
+    """Latents, photo latents and descriptors of one scan for every front and background; joints (N, 23, 3) in the
+    front's frame, (N, 0, 3) where no body was fitted."""
     unet, vae = pipeline.unet.config, pipeline.vae
     size = unet.sample_size * pixels_per_cell(vae)
     pictures = read_scan_pictures(folder, size, bodies=unet.in_channels - unet.out_channels == 8)
     device, found = pipeline._execution_device, []
     for front in fronts:
         for background in backgrounds:
-            example = scan_example(pictures, front, pipeline.config.azimuths, pipeline.config.mirrored, unet.face_view, background)
+            example = scan_example(pictures, front, pipeline.config.azimuths, pipeline.config.mirrored, unet.face_view,
+                                   background)
             generator = seeded_generator(0, front, Path(folder).name, str(background))
-            condition = pipeline.condition(example.shown[None], generator, 0, None if example.bodies is None else example.bodies[None])
+            condition = pipeline.condition(example.shown[None], generator, 0,
+                                           None if example.bodies is None else example.bodies[None])
             latents = encode_images(vae, example.images[None].to(device, vae.dtype))
             joints = torch.zeros(0, 3) if example.joints is None else example.joints
-            found.append(LatentSet(latents.half().cpu(), condition.condition_latents.half().cpu(), condition.class_labels.float().cpu(), joints[None], torch.full((1,), pictures.scale)))
+            found.append(LatentSet(latents.half().cpu(), condition.condition_latents.half().cpu(),
+                                   condition.class_labels.float().cpu(), joints[None],
+                                   torch.full((1,), pictures.scale)))
     return LatentSet.cat(found)
 
 # %% ../../nbs/multiview/06_scans.ipynb #d1be2015
-def _kept_scans(pipeline: MultiViewPipeline, folders: Sequence[Path], keep: Path, fronts: Sequence[int], backgrounds: Sequence[float]) -> list[LatentSet]:
+def _kept_scans(pipeline: MultiViewPipeline, folders: Sequence[Path], keep: Path, fronts: Sequence[int],
+                backgrounds: Sequence[float]) -> list[LatentSet]:
     "`encode_scan` for folders, or what it left under `keep`."
-    mark, parts = _mark(pipeline, pipeline.unet.config.sample_size) + f"-{'.'.join(map(str, fronts))}-{'.'.join(f'{grey:g}' for grey in backgrounds)}", []
+    mark, parts = (_mark(pipeline, pipeline.unet.config.sample_size)
+                   + f"-{'.'.join(map(str, fronts))}-{'.'.join(f'{grey:g}' for grey in backgrounds)}", [])
     for folder in folders:
         path = keep / mark / f"{folder.name}-{_state_of(folder)}.safetensors"
         if path.exists():
-            kept = read_tensors(path, "kept latents; delete it to have them made again", ("latents", "photos", "descriptors", "joints"))
+            kept = read_tensors(path, "kept latents; delete it to have them made again",
+                                ("latents", "photos", "descriptors", "joints"))
             parts.append(LatentSet(**{"scale": torch.full((len(kept["latents"]),), torch.nan)} | kept))
             continue
         parts.append(encode_scan(pipeline, folder, fronts, backgrounds))
         tensors = {field.name: getattr(parts[-1], field.name).contiguous() for field in fields(LatentSet)}
-        write_atomic(path, partial(save_file, {name: tensor for name, tensor in tensors.items() if name != "scale" or not tensor.isnan().any()}))  # nobody was fitted: no scale
+        # nobody was fitted: no scale
+        write_atomic(path, partial(save_file, {name: tensor for name, tensor in tensors.items() if name != "scale"
+                                               or not tensor.isnan().any()}))
     return parts
 
 
-def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], keep: str | Path | None, fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS, poses: bool = False) -> LatentSet:
-    """`encode_scan` for many folders, each kept in a file under `keep` that is read the next time (None: nothing is kept). Joints are given if `poses` asks for them, else (N, 0, 3).
+def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], keep: str | Path | None,
+                 fronts: Sequence[int] = (0,), backgrounds: Sequence[float] = BACKGROUNDS,
+                 poses: bool = False) -> LatentSet:
+    """`encode_scan` for many folders, each kept in a file under `keep` that is read the next time (None: nothing is
+    kept). Joints are given if `poses` asks for them, else (N, 0, 3).
 
     ValueError for no scan at all, FileNotFoundError naming the first without a fitted body if `poses` needs one."""
     folders = [Path(folder) for folder in folders]
@@ -402,11 +464,13 @@ def encode_scans(pipeline: MultiViewPipeline, folders: Iterable[str | Path], kee
         raise ValueError("needed at least one rendered scan, found none")
     missing = next((folder for folder in folders if poses and not (folder / POSE_FILE).exists()), None)
     if missing is not None:
-        raise FileNotFoundError(f"{missing / POSE_FILE}: no such file, needed the joints of a fitted body; render the scan again with fits")
+        raise FileNotFoundError(f"{missing / POSE_FILE}: no such file, needed the joints of a fitted body; render the "
+                                "scan again with fits")
     if keep is None:
         found = [encode_scan(pipeline, folder, fronts, backgrounds) for folder in folders]
     else:
         found = _kept_scans(pipeline, folders, Path(keep), fronts, backgrounds)
     if not poses:
-        found = [replace(part, joints=part.joints[:, :0], scale=torch.full_like(part.scale, torch.nan)) for part in found]
+        found = [replace(part, joints=part.joints[:, :0], scale=torch.full_like(part.scale, torch.nan))
+                 for part in found]
     return LatentSet.cat(found)

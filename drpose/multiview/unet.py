@@ -43,7 +43,8 @@ NUM_DOMAINS = 2   # domain 0: normals, domain 1: colours
 
 
 class Attention(nn.Module):
-    "Multi-head attention from `hidden` to `context` (to itself when none is given), with the parameter names of diffusers."
+    """Multi-head attention from `hidden` to `context` (to itself when none is given), with the parameter names of
+    diffusers."""
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None):
         super().__init__()
@@ -71,7 +72,8 @@ def fuse_face(
     tokens: Tensor,    # (D*B, V, h*h, C) tokens of all views; the last view is the face
     side: int,         # h, divisible by 3
 ) -> Tensor:           # the same shape; only view 0 differs
-    "Average the shrunken face view into the front view's head window (PSHuman); the face view gets no gradient from it."
+    """Average the shrunken face view into the front view's head window (PSHuman); the face view gets no gradient
+    from it."""
     third = side // 3
     border = (third, third, 0, side - third)                     # left, right, top, bottom of the window
     face = rearrange(tokens[:, -1].detach(), "n (h w) c -> n c h w", h=side)
@@ -97,7 +99,8 @@ def row_attention(attention: nn.Module, tokens: Tensor, side: int) -> Tensor:
 class MultiViewBlock(nn.Module):
     "Joint, row-wise and text attention and a gated feed-forward layer (PSHuman's transformer block)."
 
-    def __init__(self, dim: int, heads: int, text_dim: int, num_views: int, face_view: bool, joint: bool, row_wise: bool):
+    def __init__(self, dim: int, heads: int, text_dim: int, num_views: int, face_view: bool, joint: bool,
+                 row_wise: bool):
         super().__init__()
         self.num_views, self.face_view, self.joint, self.row_wise = num_views, face_view, joint, row_wise
         self.norm1, self.attn1 = nn.LayerNorm(dim), Attention(dim, heads)
@@ -125,7 +128,8 @@ class MultiViewBlock(nn.Module):
         tokens = tokens + self.across_domains(self.norm1(tokens), side)
         if self.row_wise:
             tokens = tokens + self.across_views(self.norm_mv(tokens), side)
-        asking = tokens if text.shape[1] == 1 else self.norm2(tokens)     # nobody reads the question when there is one answer
+        # nobody reads the question when there is one answer
+        asking = tokens if text.shape[1] == 1 else self.norm2(tokens)
         tokens = tokens + self.attn2(asking, text)
         return tokens + self.ff(self.norm3(tokens))
 
@@ -155,14 +159,18 @@ class MultiViewTransformer(nn.Module):
 
 # %% ../../nbs/multiview/01_unet.ipynb #bada754c
 class Stage(nn.Module):
-    "One resolution: residual blocks of the given (in, out) channels, and `transformers` of them followed by a transformer."
+    """One resolution: residual blocks of the given (in, out) channels, and `transformers` of them followed by a
+    transformer."""
 
     def __init__(self, channels: list[tuple[int, int]], resnet: dict, attention: dict | None, transformers: int):
         super().__init__()
-        self.gradient_checkpointing = False        # set, with the function used below, by diffusers' enable_gradient_checkpointing
+        # set, with the function used below, by diffusers' enable_gradient_checkpointing
+        self.gradient_checkpointing = False
         if attention is not None:
-            self.attentions = nn.ModuleList(MultiViewTransformer(channels[-1][1], **attention) for _ in range(transformers))
-        self.resnets = nn.ModuleList(ResnetBlock2D(in_channels=before, out_channels=after, **resnet) for before, after in channels)
+            self.attentions = nn.ModuleList(MultiViewTransformer(channels[-1][1], **attention)
+                                            for _ in range(transformers))
+        self.resnets = nn.ModuleList(ResnetBlock2D(in_channels=before, out_channels=after, **resnet)
+                                     for before, after in channels)
 
     def call(self, part: nn.Module, *inputs: Tensor) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -188,7 +196,8 @@ class MiddleStage(Stage):
 class DownStage(Stage):
     "The way down: returns every intermediate result, the halved one (if the stage halves) last."
 
-    def __init__(self, channels: list[tuple[int, int]], resnet: dict, attention: dict | None, halve: bool, padding: int):
+    def __init__(self, channels: list[tuple[int, int]], resnet: dict, attention: dict | None, halve: bool,
+                 padding: int):
         super().__init__(channels, resnet, attention, transformers=len(channels))
         width = channels[-1][1]
         self.downsamplers = nn.ModuleList(
@@ -219,11 +228,14 @@ class UpStage(Stage):
 
 # %% ../../nbs/multiview/01_unet.ipynb #37e32e4a
 ONLY_VALUE = dict(   # PSHuman config fields for which only the released model's value is implemented
-    cd_attention_last=False, cd_attention_mid=False, use_dino=False, regress_elevation=False, regress_focal_length=False,
+    cd_attention_last=False, cd_attention_mid=False, use_dino=False, regress_elevation=False,
+    regress_focal_length=False,
     addition_downsample=False, only_cross_attention=False, dual_cross_attention=False, center_input_sample=False,
-    selfattn_block="self_rowwise", mid_block_type="UNetMidBlockMV2DCrossAttn", num_attention_heads=None, encoder_hid_dim=None,
+    selfattn_block="self_rowwise", mid_block_type="UNetMidBlockMV2DCrossAttn", num_attention_heads=None,
+    encoder_hid_dim=None,
     encoder_hid_dim_type=None, addition_embed_type=None, num_class_embeds=None, time_embedding_type="positional",
-    time_embedding_dim=None, time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None, conv_in_kernel=3,
+    time_embedding_dim=None, time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None,
+    conv_in_kernel=3,
     conv_out_kernel=3, class_embeddings_concat=False, mid_block_only_cross_attention=None, cross_attention_norm=None,
     resnet_skip_time_act=False, resnet_out_scale_factor=1.0)
 
@@ -234,37 +246,48 @@ def check_config(config) -> None:
     for field, only in ONLY_VALUE.items():
         if (config[field] or None) != (only or None):
             raise ValueError(f"{field} is {config[field]!r}, but only {only!r} is implemented.")
-    for field, kinds in (("down_block_types", ("CrossAttnDownBlockMV2D", "DownBlock2D")), ("up_block_types", ("CrossAttnUpBlockMV2D", "UpBlock2D"))):
+    for field, kinds in (("down_block_types", ("CrossAttnDownBlockMV2D", "DownBlock2D")),
+                         ("up_block_types", ("CrossAttnUpBlockMV2D", "UpBlock2D"))):
         if len(config[field]) != levels or not set(config[field]) <= set(kinds):
-            raise ValueError(f"{field} is {list(config[field])}, but it needs one of {list(kinds)} for each of the {levels} block_out_channels.")
+            raise ValueError(f"{field} is {list(config[field])}, but it needs one of {list(kinds)} for each of the "
+                             f"{levels} block_out_channels.")
     heads = heads_per_level(config)
     if len(heads) != levels or any(width % count for width, count in zip(config.block_out_channels, heads)):
-        raise ValueError(f"attention_head_dim is {config.attention_head_dim}, which counts heads: it needs one number, or one per level, "
+        raise ValueError(f"attention_head_dim is {config.attention_head_dim}, which counts heads: it needs one "
+                         "number, or one per level, "
                          f"dividing block_out_channels {list(config.block_out_channels)}.")
     if config.num_views < 1 + config.face_view:
-        raise ValueError(f"num_views is {config.num_views}, but at least one body view is needed besides the face view.")
+        raise ValueError(f"num_views is {config.num_views}, but at least one body view is needed besides the face "
+                         "view.")
     if config.class_embed_type not in (None, "projection"):
-        raise ValueError(f'class_embed_type is {config.class_embed_type!r}, but only "projection" and None are implemented.')
+        raise ValueError(f'class_embed_type is {config.class_embed_type!r}, but only "projection" and None are '
+                         'implemented.')
     if config.class_embed_type and not config.projection_class_embeddings_input_dim:
-        raise ValueError("projection_class_embeddings_input_dim is missing: class_embed_type \"projection\" needs the length of class_labels.")
+        raise ValueError("projection_class_embeddings_input_dim is missing: class_embed_type \"projection\" needs the "
+                         "length of class_labels.")
 
 
 def heads_per_level(config) -> tuple[int, ...]:
-    "Number of attention heads of each level (the field's name is a historical mistake of diffusers that everybody keeps)."
+    """Number of attention heads of each level (the field's name is a historical mistake of diffusers that everybody
+    keeps)."""
     heads = config.attention_head_dim
     return (heads,) * len(config.block_out_channels) if isinstance(heads, int) else tuple(heads)
 
 # %% ../../nbs/multiview/01_unet.ipynb #9fdf0550
 def build_stages(config) -> tuple[nn.ModuleList, MiddleStage, nn.ModuleList]:
     "The stages down, in the middle and up."
-    widths, heads, levels, depth = config.block_out_channels, heads_per_level(config), len(config.block_out_channels), config.layers_per_block
-    resnet = dict(temb_channels=4 * widths[0], eps=config.norm_eps, groups=config.norm_num_groups, non_linearity=config.act_fn,
+    widths, heads, levels, depth = (config.block_out_channels, heads_per_level(config), len(config.block_out_channels),
+                                    config.layers_per_block)
+    resnet = dict(temb_channels=4 * widths[0], eps=config.norm_eps, groups=config.norm_num_groups,
+                  non_linearity=config.act_fn,
                   time_embedding_norm=config.resnet_time_scale_shift, dropout=config.dropout)
 
     def attention(level: int, kind: str) -> dict | None:
-        return dict(heads=heads[level], text_dim=config.cross_attention_dim, num_views=config.num_views, face_view=config.face_view,
+        return dict(heads=heads[level], text_dim=config.cross_attention_dim, num_views=config.num_views,
+                    face_view=config.face_view,
                     joint=config.mvcd_attention, row_wise=config.multiview_attention, groups=config.norm_num_groups,
-                    linear=config.use_linear_projection, depth=config.transformer_layers_per_block) if "MV2D" in kind else None
+                    linear=config.use_linear_projection,
+                    depth=config.transformer_layers_per_block) if "MV2D" in kind else None
 
     down, up, skips = nn.ModuleList(), nn.ModuleList(), [widths[0]]
     for level, kind in enumerate(config.down_block_types):
@@ -272,7 +295,8 @@ def build_stages(config) -> tuple[nn.ModuleList, MiddleStage, nn.ModuleList]:
         channels = [(skips[-1], widths[level])] + [(widths[level],) * 2] * (depth - 1)
         down.append(DownStage(channels, resnet, attention(level, kind), halve, config.downsample_padding))
         skips += [widths[level]] * (depth + halve)
-    middle = MiddleStage(widths[-1], resnet | dict(output_scale_factor=config.mid_block_scale_factor), attention(levels - 1, config.mid_block_type))
+    middle = MiddleStage(widths[-1], resnet | dict(output_scale_factor=config.mid_block_scale_factor),
+                         attention(levels - 1, config.mid_block_type))
     before = widths[-1]
     for level, kind in zip(reversed(range(levels)), config.up_block_types):
         channels = []
@@ -287,12 +311,15 @@ def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None, vi
     "Refuse inputs that this network cannot take."
     rows, channels, height, side = sample.shape if sample.dim() == 4 else (0, 0, 0, 0)
     if channels != config.in_channels or height != side:
-        raise ValueError(f"sample must be square with {config.in_channels} channels (rows, channels, h, h), found {tuple(sample.shape)}.")
+        raise ValueError(f"sample must be square with {config.in_channels} channels (rows, channels, h, h), found "
+                         f"{tuple(sample.shape)}.")
     domains = NUM_DOMAINS if config.mvcd_attention else 1
     if rows % (domains * views):
-        raise ValueError(f"sample has {rows} rows, but rows are domain x person x view: a multiple of {domains} domains x {views} views is needed.")
+        raise ValueError(f"sample has {rows} rows, but rows are domain x person x view: a multiple of {domains} "
+                         f"domains x {views} views is needed.")
     if text.dim() != 3 or text.shape[0] != rows or text.shape[2] != config.cross_attention_dim:
-        raise ValueError(f"encoder_hidden_states must have shape ({rows}, tokens, {config.cross_attention_dim}), found {tuple(text.shape)}.")
+        raise ValueError(f"encoder_hidden_states must have shape ({rows}, tokens, {config.cross_attention_dim}), "
+                         f"found {tuple(text.shape)}.")
     wanted = (rows, config.projection_class_embeddings_input_dim) if config.class_embed_type else None
     found = None if labels is None else tuple(labels.shape)
     if found != wanted:
@@ -301,15 +328,18 @@ def check_inputs(config, sample: Tensor, text: Tensor, labels: Tensor | None, vi
         lowest = len(config.block_out_channels) - 1
         for level, kinds in enumerate(zip(config.down_block_types, reversed(config.up_block_types))):
             if ("MV2D" in "".join(kinds) or level == lowest) and -(-side // 2**level) % 3:
-                raise ValueError(f"sample is {side} x {side}, which is {-(-side // 2**level)} x {-(-side // 2**level)} at level {level}, "
+                raise ValueError(f"sample is {side} x {side}, which is {-(-side // 2**level)} x "
+                                 f"{-(-side // 2**level)} at level {level}, "
                                  "but the face view needs a side divisible by 3 wherever there is attention.")
 
 # %% ../../nbs/multiview/01_unet.ipynb #f132603b
 def check_skeletons(config, skeletons: Tensor | None, sample: Tensor) -> None:
     "Refuse skeleton maps of another shape, or for a network that has no input for them."
     if skeletons is not None and tuple(skeletons.shape) != (len(sample), config.skeleton_channels, *sample.shape[-2:]):
-        raise ValueError(f"skeletons must have shape {(len(sample), config.skeleton_channels, *sample.shape[-2:])}, found {tuple(skeletons.shape)}." if config.skeleton_channels else
-                         "skeletons were given, but this network has no input for them (skeleton_channels is 0); see add_skeleton_input.")
+        raise ValueError(f"skeletons must have shape {(len(sample), config.skeleton_channels, *sample.shape[-2:])}, "
+                         f"found {tuple(skeletons.shape)}." if config.skeleton_channels else
+                         "skeletons were given, but this network has no input for them (skeleton_channels is 0); see "
+                         "add_skeleton_input.")
 
 # %% ../../nbs/multiview/01_unet.ipynb #cbea9af9
 @dataclass
@@ -326,9 +356,11 @@ class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
     _repeated_blocks = ["MultiViewBlock"]
 
     def save_pretrained(self, folder, **options) -> None:
-        "As in diffusers. ValueError while the network carries an adapter: its folder would hold neither the adapter nor a network that can be loaded."
+        """As in diffusers. ValueError while the network carries an adapter: its folder would hold neither the
+        adapter nor a network that can be loaded."""
         if getattr(self, "peft_config", None):
-            raise ValueError(f"{folder}: not saved, the network carries the adapter {', '.join(self.peft_config)}; save that with save_lora, or save merged(...) of the network")
+            raise ValueError(f"{folder}: not saved, the network carries the adapter {', '.join(self.peft_config)}; "
+                             "save that with save_lora, or save merged(...) of the network")
         super().save_pretrained(folder, **options)
 
     def forward(
@@ -338,17 +370,21 @@ class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
         encoder_hidden_states: Tensor,         # (D*B*V, L, C) text: which view and domain each row is
         class_labels: Tensor | None = None,    # (D*B*V, P) descriptor of the photo
         return_dict: bool = True,
-        skeletons: Tensor | None = None,       # (D*B*V, J, h, h) skeleton maps of the pose; None, or zeros for a row: it is given none
+        # (D*B*V, J, h, h) skeleton maps of the pose; None, or zeros for a row: it is given none
+        skeletons: Tensor | None = None,
     ) -> MultiViewOutput | tuple[Tensor]:      # (D*B*V, 4, h, h)
-        check_inputs(self.config, sample, encoder_hidden_states, class_labels, getattr(self, "_views", self.config.num_views))
+        check_inputs(self.config, sample, encoder_hidden_states, class_labels,
+                     getattr(self, "_views", self.config.num_views))
         timestep = torch.as_tensor(timestep, device=sample.device)
         if timestep.dim() > 1 or timestep.numel() not in (1, len(sample)):
-            raise ValueError(f"timestep must be one number or one for each of the {len(sample)} rows, found shape {tuple(timestep.shape)}.")
+            raise ValueError(f"timestep must be one number or one for each of the {len(sample)} rows, found shape "
+                             f"{tuple(timestep.shape)}.")
         check_skeletons(self.config, skeletons, sample)
         embedding = self.time_embedding(self.time_proj(timestep.expand(len(sample))).to(sample.dtype))
         if class_labels is not None:
             embedding = embedding + self.class_embedding(class_labels.to(sample.dtype))
-        skips = [self.conv_in(sample) if skeletons is None else self.conv_in(sample) + self.conv_skeleton(skeletons.to(sample.dtype))]
+        skips = [self.conv_in(sample) if skeletons is None else self.conv_in(sample)
+                 + self.conv_skeleton(skeletons.to(sample.dtype))]
         for stage in self.down_blocks:
             skips += stage(skips[-1], embedding, encoder_hidden_states)
         features = self.mid_block(skips[-1], embedding, encoder_hidden_states)
@@ -359,47 +395,66 @@ class MultiViewNetwork(CheckedModel, ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 # %% ../../nbs/multiview/01_unet.ipynb #38a56bdb
 class MultiViewUNet(MultiViewNetwork):
-    "PSHuman's multi-view UNet: takes its config fields and its weights. `attention_head_dim` counts heads; with `face_view=False` all views show the body."
+    """PSHuman's multi-view UNet: takes its config fields and its weights. `attention_head_dim` counts heads; with
+    `face_view=False` all views show the body."""
 
     @register_to_config
     def __init__(
-        self, sample_size: int | None = 96, in_channels: int = 8, out_channels: int = 4, num_views: int = 7, face_view: bool = True,
-        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280), layers_per_block: int = 2, transformer_layers_per_block: int = 1,
-        down_block_types: tuple[str, ...] = ("CrossAttnDownBlockMV2D",) * 3 + ("DownBlock2D",), mid_block_type: str = "UNetMidBlockMV2DCrossAttn",
+        self, sample_size: int | None = 96, in_channels: int = 8, out_channels: int = 4, num_views: int = 7,
+        face_view: bool = True,
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280), layers_per_block: int = 2,
+        transformer_layers_per_block: int = 1,
+        down_block_types: tuple[str, ...] = ("CrossAttnDownBlockMV2D",) * 3 + ("DownBlock2D",),
+        mid_block_type: str = "UNetMidBlockMV2DCrossAttn",
         up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlockMV2D",) * 3,
-        attention_head_dim: int | tuple[int, ...] = (5, 10, 20, 20), cross_attention_dim: int = 1024, use_linear_projection: bool = True,
-        class_embed_type: str | None = "projection", projection_class_embeddings_input_dim: int | None = 2048, skeleton_channels: int = 0,
+        attention_head_dim: int | tuple[int, ...] = (5, 10, 20, 20), cross_attention_dim: int = 1024,
+        use_linear_projection: bool = True,
+        class_embed_type: str | None = "projection", projection_class_embeddings_input_dim: int | None = 2048,
+        skeleton_channels: int = 0,
         multiview_attention: bool = True, mvcd_attention: bool = True, selfattn_block: str = "self_rowwise",
-        flip_sin_to_cos: bool = True, freq_shift: int = 0, act_fn: str = "silu", norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.0,
+        flip_sin_to_cos: bool = True, freq_shift: int = 0, act_fn: str = "silu", norm_num_groups: int = 32,
+        norm_eps: float = 1e-5, dropout: float = 0.0,
         downsample_padding: int = 1, mid_block_scale_factor: float = 1, resnet_time_scale_shift: str = "default",
         # from here on: fields of PSHuman's config that may only have the value they have there (ONLY_VALUE) ...
-        cd_attention_last=False, cd_attention_mid=False, use_dino=False, regress_elevation=False, regress_focal_length=False, addition_downsample=False,
-        only_cross_attention=False, dual_cross_attention=False, center_input_sample=False, num_attention_heads=None, encoder_hid_dim=None,
-        encoder_hid_dim_type=None, addition_embed_type=None, num_class_embeds=None, time_embedding_type="positional", time_embedding_dim=None,
-        time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None, conv_in_kernel=3, conv_out_kernel=3, class_embeddings_concat=False,
-        mid_block_only_cross_attention=None, cross_attention_norm=None, resnet_skip_time_act=False, resnet_out_scale_factor=1.0,
+        cd_attention_last=False, cd_attention_mid=False, use_dino=False, regress_elevation=False,
+        regress_focal_length=False, addition_downsample=False,
+        only_cross_attention=False, dual_cross_attention=False, center_input_sample=False, num_attention_heads=None,
+        encoder_hid_dim=None,
+        encoder_hid_dim_type=None, addition_embed_type=None, num_class_embeds=None, time_embedding_type="positional",
+        time_embedding_dim=None,
+        time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None, conv_in_kernel=3,
+        conv_out_kernel=3, class_embeddings_concat=False,
+        mid_block_only_cross_attention=None, cross_attention_norm=None, resnet_skip_time_act=False,
+        resnet_out_scale_factor=1.0,
         # ... and fields that nothing reads, there or here
-        sparse_mv_attention=True, upcast_attention=True, num_regress_blocks=2, projection_camera_embeddings_input_dim=None, camera_embedding_type=None,
-        addition_time_embed_dim=None, addition_embed_type_num_heads=64, addition_channels=(1280, 1280, 1280), init_mvattn_with_selfattn=False, use_face_adapter=False,
+        sparse_mv_attention=True, upcast_attention=True, num_regress_blocks=2,
+        projection_camera_embeddings_input_dim=None, camera_embedding_type=None,
+        addition_time_embed_dim=None, addition_embed_type_num_heads=64, addition_channels=(1280, 1280, 1280),
+        init_mvattn_with_selfattn=False, use_face_adapter=False,
     ):
         super().__init__()
         check_config(self.config)
         width, time_dim = block_out_channels[0], 4 * block_out_channels[0]
         self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
-        self.conv_skeleton = nn.Conv2d(skeleton_channels, width, 3, padding=1, bias=False) if skeleton_channels else None
+        self.conv_skeleton = (nn.Conv2d(skeleton_channels, width, 3, padding=1, bias=False) if skeleton_channels
+                              else None)
         self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
         self.time_embedding = TimestepEmbedding(width, time_dim)
-        self.class_embedding = TimestepEmbedding(projection_class_embeddings_input_dim, time_dim) if class_embed_type else None
+        self.class_embedding = (TimestepEmbedding(projection_class_embeddings_input_dim, time_dim) if class_embed_type
+                                else None)
         self.down_blocks, self.mid_block, self.up_blocks = build_stages(self.config)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width, eps=norm_eps)
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
 # %% ../../nbs/multiview/01_unet.ipynb #09219357
 def add_skeleton_input(unet: MultiViewUNet, channels: int = 23) -> MultiViewUNet:
-    "A copy of the network that takes a pose as so many skeleton maps; until it is trained, it ignores them. ValueError if it can already, or carries an adapter."
+    """A copy of the network that takes a pose as so many skeleton maps; until it is trained, it ignores them.
+    ValueError if it can already, or carries an adapter."""
     if unet.config.skeleton_channels or getattr(unet, "peft_config", None):
-        raise ValueError(f"add_skeleton_input needs a network without skeleton input and without adapters, found skeleton_channels = {unet.config.skeleton_channels}.")
-    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}    # diffusers notes there which values are defaults, and would put them back
+        raise ValueError("add_skeleton_input needs a network without skeleton input and without adapters, found "
+                         f"skeleton_channels = {unet.config.skeleton_channels}.")
+    # diffusers notes there which values are defaults, and would put them back
+    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     wide = MultiViewUNet(**settings | {"skeleton_channels": channels})
     nn.Module.to(wide, unet.device, unet.dtype)
     wide.load_state_dict(unet.state_dict() | {"conv_skeleton.weight": torch.zeros_like(wide.conv_skeleton.weight)})
@@ -408,7 +463,8 @@ def add_skeleton_input(unet: MultiViewUNet, channels: int = 23) -> MultiViewUNet
 # %% ../../nbs/multiview/01_unet.ipynb #8da78ba2
 @contextmanager
 def some_views(unet: nn.Module, views: int) -> Iterator[None]:
-    "Within it the network takes objects of so many views instead of its config's `num_views` (a face view stays the last)."
+    """Within it the network takes objects of so many views instead of its config's `num_views` (a face view stays
+    the last)."""
     network = getattr(unet, "module", unet)     # distributed training wraps it
     blocks = [block for block in network.modules() if isinstance(block, MultiViewBlock)]
     before = getattr(network, "_views", network.config.num_views)
@@ -426,21 +482,27 @@ def some_views(unet: nn.Module, views: int) -> Iterator[None]:
 
 # %% ../../nbs/multiview/01_unet.ipynb #7940b6ae
 def lora_targets(prompt_tokens: int) -> str:
-    "Pattern of the attention projections that LoRA should adapt, for text of that many tokens; for `peft.LoraConfig(target_modules=...)`."
+    """Pattern of the attention projections that LoRA should adapt, for text of that many tokens; for
+    `peft.LoraConfig(target_modules=...)`."""
     text = r"to_(v|out\.0)" if prompt_tokens == 1 else r"to_(q|k|v|out\.0)"
     return rf".*(attn1|attn_mv)\.to_(q|k|v|out\.0)|.*attn2\.{text}"
 
 
 def idle_parameters(unet: nn.Module) -> list[str]:
-    "Names of the parameters that one-token text leaves unused: they get no gradient, and distributed training has to know."
-    return [name for name, _ in unet.named_parameters() if "norm2" in name and "transformer_blocks" in name or "attn2.to_q" in name or "attn2.to_k" in name]
+    """Names of the parameters that one-token text leaves unused: they get no gradient, and distributed training has
+    to know."""
+    return [name for name, _ in unet.named_parameters() if "norm2" in name and "transformer_blocks" in name
+            or "attn2.to_q" in name or "attn2.to_k" in name]
 
 # %% ../../nbs/multiview/01_unet.ipynb #ad509578
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 SETTINGS_OF_LORA = ("r", "lora_alpha", "target_modules", "exclude_modules")
-BEYOND_LORA = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "lora_bias", "modules_to_save", "layers_to_transform", "layer_replication", "trainable_token_indices", "target_parameters", "fan_in_fan_out")  # kinds of adapter with more than one rank and strength
+# kinds of adapter with more than one rank and strength
+BEYOND_LORA = ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "lora_bias", "modules_to_save",
+               "layers_to_transform", "layer_replication", "trainable_token_indices", "target_parameters",
+               "fan_in_fan_out")
 
 
 def _check_plain(settings: dict, what: str) -> None:
@@ -449,26 +511,35 @@ def _check_plain(settings: dict, what: str) -> None:
     if name is None and settings.get("bias", "none") != "none":
         name = "bias"
     if name is not None:
-        raise ValueError(f"{what} has {name} = {str(settings[name])[:60]}, needed plain LoRA: one rank and one alpha for all of its layers, nothing besides.")
+        raise ValueError(f"{what} has {name} = {str(settings[name])[:60]}, needed plain LoRA: one rank and one alpha "
+                         "for all of its layers, nothing besides.")
 
 
 def save_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default") -> None:
-    "Write one adapter, with its rank, alpha and targets, as safetensors into `folder`. ValueError for an adapter that is more than plain LoRA, which a reader could not rebuild exactly."
+    """Write one adapter, with its rank, alpha and targets, as safetensors into `folder`. ValueError for an adapter
+    that is more than plain LoRA, which a reader could not rebuild exactly."""
     config = unet.peft_config[adapter].to_dict()
     _check_plain(config, f"the adapter {adapter!r}")
     part = f".{adapter}."
-    tensors = {name.replace(part, "."): tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items() if "lora_" in name and part in name}
-    targets = {name: sorted(config[name]) if isinstance(config[name], set) else config[name] for name in ("target_modules", "exclude_modules")}
-    settings = {"r": config["r"], "lora_alpha": config["lora_alpha"], **{name: value for name, value in targets.items() if value}}
-    write_atomic(Path(folder) / LORA_FILE, lambda file: save_file(tensors, file, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings)}))
+    tensors = {name.replace(part, "."): tensor.detach().cpu().contiguous() for name, tensor in unet.state_dict().items()
+               if "lora_" in name and part in name}
+    targets = {name: sorted(config[name]) if isinstance(config[name], set) else config[name]
+               for name in ("target_modules", "exclude_modules")}
+    settings = {"r": config["r"], "lora_alpha": config["lora_alpha"],
+                **{name: value for name, value in targets.items() if value}}
+    write_atomic(Path(folder) / LORA_FILE, lambda file: save_file(tensors, file,
+            metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings)}))
 
 
 def _check_targets(targets, path: Path, field: str) -> None:
-    "ValueError unless targets are names, or a pattern that cannot be slow: stars only once in each alternative, and never behind a bracket."
+    """ValueError unless targets are names, or a pattern that cannot be slow: stars only once in each alternative,
+    and never behind a bracket."""
     if isinstance(targets, list) and all(isinstance(name, str) for name in targets):
         return
-    if not isinstance(targets, str) or len(targets) > 2000 or any(part.count("*") + part.count("+") > 1 for part in targets.split("|")) or re.search(r"\)[*+?{]|[{\[]", targets):
-        raise ValueError(f"{path}: {field} is {str(targets)[:80]!r}, needed names of layers or a pattern with at most one star in each alternative.")
+    if not isinstance(targets, str) or len(targets) > 2000 or any(part.count("*") + part.count("+") > 1
+            for part in targets.split("|")) or re.search(r"\)[*+?{]|[{\[]", targets):
+        raise ValueError(f"{path}: {field} is {str(targets)[:80]!r}, needed names of layers or a pattern with at most "
+                         "one star in each alternative.")
     try:
         re.compile(targets)
     except re.error as error:
@@ -476,7 +547,8 @@ def _check_targets(targets, path: Path, field: str) -> None:
 
 
 def lora_settings(path: Path) -> dict:
-    "What `save_lora` wrote beside the weights: rank, alpha, targets. ValueError for a file that does not say them (how strong it is would be a guess) or is more than plain LoRA."
+    """What `save_lora` wrote beside the weights: rank, alpha, targets. ValueError for a file that does not say them
+    (how strong it is would be a guess) or is more than plain LoRA."""
     with reading(path, "an adapter that save_lora wrote"), safe_open(path, framework="pt") as file:
         metadata = (file.metadata() or {}).get("lora_adapter_metadata")
     try:
@@ -484,12 +556,14 @@ def lora_settings(path: Path) -> dict:
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict) or not {"r", "lora_alpha", "target_modules"} <= set(settings):
-        raise ValueError(f"{path} does not say its rank, alpha and targets (lora_adapter_metadata), needed to know how strong it is; save it with save_lora.")
+        raise ValueError(f"{path} does not say its rank, alpha and targets (lora_adapter_metadata), needed to know "
+                         "how strong it is; save it with save_lora.")
     _check_plain(settings, str(path))
     settings = {name: settings[name] for name in SETTINGS_OF_LORA if settings.get(name) is not None}
     if isinstance(settings["r"], bool) or not isinstance(settings["r"], int) or not 1 <= settings["r"] <= 4096:
         raise ValueError(f"{path}: rank is {str(settings['r'])[:60]}, needed a whole number from 1 to 4096.")
-    if isinstance(settings["lora_alpha"], bool) or not isinstance(settings["lora_alpha"], (int, float)) or not 0 < settings["lora_alpha"] < 1e6:
+    if isinstance(settings["lora_alpha"], bool) or not isinstance(settings["lora_alpha"],
+            (int, float)) or not 0 < settings["lora_alpha"] < 1e6:
         raise ValueError(f"{path}: alpha is {str(settings['lora_alpha'])[:60]}, needed a number above 0.")
     for field in ("target_modules", "exclude_modules"):
         if field in settings:
@@ -502,40 +576,49 @@ def lora_shapes(unet: MultiViewUNet, settings: dict) -> dict[str, tuple[int, ...
     shapes = {}
 
     def named(targets, name: str) -> bool:
-        return bool(re.fullmatch(targets, name)) if isinstance(targets, str) else any(name == target or name.endswith(f".{target}") for target in targets)
+        return (bool(re.fullmatch(targets, name)) if isinstance(targets, str)
+                else any(name == target or name.endswith(f".{target}") for target in targets))
 
     for name, module in unet.named_modules():
         layer = getattr(module, "base_layer", module)     # wrapped already where there is another adapter
-        if ".base_layer" not in name and hasattr(layer, "weight") and named(settings["target_modules"], name) and not named(settings.get("exclude_modules", []), name):
+        if ".base_layer" not in name and hasattr(layer, "weight") and named(settings["target_modules"],
+                name) and not named(settings.get("exclude_modules", []), name):
             width, read, *kernel = layer.weight.shape
-            shapes |= {f"{name}.lora_A.weight": (settings["r"], read, *kernel), f"{name}.lora_B.weight": (width, settings["r"], *[1] * len(kernel))}
+            shapes |= {f"{name}.lora_A.weight": (settings["r"], read, *kernel),
+                       f"{name}.lora_B.weight": (width, settings["r"], *[1] * len(kernel))}
     return shapes
 
 
 def check_lora(unet: MultiViewUNet, path: Path) -> None:
-    "ValueError with one sentence unless the adapter in a file fits the network whole: every tensor has its place, every place its tensor."
+    """ValueError with one sentence unless the adapter in a file fits the network whole: every tensor has its place,
+    every place its tensor."""
     stored, settings = tensor_shapes(path), lora_settings(path)
     needed = lora_shapes(unet, settings)
-    for names, what in ((stored.keys() - needed, "weights that this network has no place for"), (needed.keys() - stored, "no weights for some of its own targets")):
+    for names, what in ((stored.keys() - needed, "weights that this network has no place for"),
+                        (needed.keys() - stored, "no weights for some of its own targets")):
         if names:
             raise ValueError(f"{path} has {what}: {len(names)} names, for example {min(names)}.")
     wrong = next((name for name in needed if stored[name] != needed[name]), None)
     if wrong:
-        raise ValueError(f"{path} was made for a network of another shape, or of another rank than it says: {wrong} is {stored[wrong]}, needed {needed[wrong]}.")
+        raise ValueError(f"{path} was made for a network of another shape, or of another rank than it says: {wrong} "
+                         f"is {stored[wrong]}, needed {needed[wrong]}.")
 
 # %% ../../nbs/multiview/01_unet.ipynb #6861c2a9
 def load_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default") -> None:
-    "Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it is damaged, does not say its alpha, or fits this network only in part."
+    """Add the adapter in `folder` to the network. FileNotFoundError without one, ValueError if it is damaged, does
+    not say its alpha, or fits this network only in part."""
     path = Path(folder) / LORA_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {LORA_FILE}; give the folder that save_lora wrote.")
     check_lora(unet, path)
     if adapter in getattr(unet, "peft_config", {}):
-        raise ValueError(f"the network has an adapter {adapter!r} already; delete it first, or load {path} under another name.")
+        raise ValueError(f"the network has an adapter {adapter!r} already; delete it first, or load {path} under "
+                         "another name.")
     tensors, settings = read_tensors(path, "an adapter that save_lora wrote"), lora_settings(path)
     others = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")      # several adapters are what was asked for
+        # several adapters are what was asked for
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         unet.add_adapter(LoraConfig(**settings), adapter_name=adapter)
     for name, tensor in tensors.items():
         layer, kind, _ = name.rsplit(".", 2)
@@ -556,7 +639,8 @@ def adapters_off(unet: MultiViewUNet) -> Iterator[None]:
 
 
 def merged(unet: MultiViewUNet) -> MultiViewUNet:
-    "A copy with its adapters folded into the weights: the same answers up to rounding, without the adapters' extra multiplications. For sampling."
+    """A copy with its adapters folded into the weights: the same answers up to rounding, without the adapters' extra
+    multiplications. For sampling."""
     copied = copy.deepcopy(unet)
     copied.fuse_lora()
     copied.unload_lora()
@@ -571,7 +655,8 @@ def without_adapters(unet: MultiViewUNet) -> MultiViewUNet:
 
 # %% ../../nbs/multiview/01_unet.ipynb #df792b2f
 class HandOver:
-    "The tuned network for noisy timesteps, the base (None: the same network with its adapters off) below `base_below`; call it like a U-Net in a sampling loop."
+    """The tuned network for noisy timesteps, the base (None: the same network with its adapters off) below
+    `base_below`; call it like a U-Net in a sampling loop."""
 
     def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, base_below: int):
         self.unet, self.base, self.base_below = unet, base, base_below
@@ -589,5 +674,6 @@ class HandOver:
         if not late.any():
             return self.unet(sample, timestep, *args, **kwargs)
         if not late.all():
-            raise ValueError(f"HandOver was given timesteps on both sides of base_below = {self.base_below}; a sampling step has one timestep")
+            raise ValueError(f"HandOver was given timesteps on both sides of base_below = {self.base_below}; a "
+                             "sampling step has one timestep")
         return self.start(sample, timestep, *args, **kwargs)

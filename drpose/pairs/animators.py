@@ -19,7 +19,8 @@ __all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'load_animator']
 
 # %% ../../nbs/pairs/01_animators.ipynb #b17e8840
 class Animator(Protocol):
-    "Turns poses into pictures of one person: `animate(poses, person)` gives images (T, 3, H, W) in [0, 1] and the `Framing` of each."
+    """Turns poses into pictures of one person: `animate(poses, person)` gives images (T, 3, H, W) in [0, 1] and the
+    `Framing` of each."""
 
     def animate(self, poses: Pose, person: int | list[int]) -> tuple[Tensor, Framing]: ...
 
@@ -33,7 +34,8 @@ class RenderAnimator:
     rig: ViewRig = ViewRig((0.0,))
 
     def animate(self, poses: Pose, person: int | list[int]) -> tuple[Tensor, Framing]:
-        "Images (T, 3, H, W) in [0, 1] of person number `person` (or one number per pose) in T poses, on white, and the framing of each image."
+        """Images (T, 3, H, W) in [0, 1] of person number `person` (or one number per pose) in T poses, on white, and
+        the framing of each image."""
         crowd = draw_crowd(self.body_model, [person] * len(poses) if isinstance(person, int) else person)
         pictures = photograph(self.body_model, poses, crowd, self.rig, self.image_size)
         return pictures.views.colors[:, 0], pictures.framing
@@ -43,7 +45,8 @@ ANIMATORS = {"render": RenderAnimator}
 
 
 def load_animator(name: str = "render", body_model: BodyModel | None = None, **options) -> Animator:
-    "The animator called `name` (one of `ANIMATORS`) around `body_model` (default: the embedded body); unknown names raise ValueError."
+    """The animator called `name` (one of `ANIMATORS`) around `body_model` (default: the embedded body); unknown
+    names raise ValueError."""
     if name not in ANIMATORS:
         raise ValueError(f"unknown animator {name!r}: this version has {', '.join(sorted(ANIMATORS))}")
     return ANIMATORS[name](body_model or load_body(), **options)

@@ -40,7 +40,9 @@ class Plan:
     settings: dict[str, int | float | str]
 
 
-def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyday_share: float = 0.25, candidates: int = 4, body_model: BodyModel | None = None, clips: dict[str, Clip] | None = None) -> Plan:
+def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyday_share: float = 0.25,
+                 candidates: int = 4, body_model: BodyModel | None = None,
+                 clips: dict[str, Clip] | None = None) -> Plan:
     """Choose poses and people for `count` image-pose pairs: `everyday_share` of them everyday, the others dynamic.
 
     `selection` is "farthest" (thin `candidates` times as many dynamic draws by farthest point sampling) or "random"."""
@@ -52,17 +54,22 @@ def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyda
     calm = round(count * everyday_share)
     parts = [draw_set("everyday", calm, seed + 1000, body_model)] if calm else []
     if calm < count:
-        wide = draw_set("pool", (count - calm) * (candidates if selection == "farthest" else 1), seed, body_model, clips)
+        wide = draw_set("pool", (count - calm) * (candidates if selection == "farthest" else 1), seed, body_model,
+                        clips)
         if selection == "farthest":
             wide = wide[farthest_point_sampling(pose_features(body_model.joints(wide.poses)), count - calm).cpu()]
         parts.append(wide)
-    drawn = PoseSet(Pose.cat([part.poses for part in parts]), sum((part.people for part in parts), []), sum((part.sets for part in parts), []))
-    return Plan(drawn, {"count": count, "seed": seed, "selection": selection, "everyday_share": everyday_share, "candidates": candidates})
+    drawn = PoseSet(Pose.cat([part.poses for part in parts]), sum((part.people for part in parts), []),
+                    sum((part.sets for part in parts), []))
+    return Plan(drawn, {"count": count, "seed": seed, "selection": selection, "everyday_share": everyday_share,
+                        "candidates": candidates})
 
 # %% ../../nbs/pairs/02_dataset.ipynb #973db77b
 _SCHEMA = pa.schema([
-    ("image", pa.binary()), ("axis_angles", pa.list_(pa.float32(), 165)), ("betas", pa.list_(pa.float32(), 10)), ("transl", pa.list_(pa.float32(), 3)),
-    ("frame_center", pa.list_(pa.float32(), 3)), ("frame_scale", pa.float32()), ("set", pa.string()), ("person", pa.int64()),
+    ("image", pa.binary()), ("axis_angles", pa.list_(pa.float32(), 165)), ("betas", pa.list_(pa.float32(), 10)),
+    ("transl", pa.list_(pa.float32(), 3)),
+    ("frame_center", pa.list_(pa.float32(), 3)), ("frame_scale", pa.float32()), ("set", pa.string()),
+    ("person", pa.int64()),
 ])  # fmt: skip
 
 
@@ -78,28 +85,45 @@ def _pixels(content: bytes, source: str) -> Tensor:
 
 
 def _check_columns(path: Path, table: pa.Table) -> None:
-    "ValueError naming the shard `path` and the column unless every number is finite and can be a person's: radians, metres, a frame of some size."
-    bounds = {"axis_angles": (4 * math.pi, "radians (these look like degrees)"), "betas": (100, "standard deviations"), "transl": (1e4, "metres (these look like millimetres)"), "frame_center": (1e4, "metres"), "frame_scale": (1e4, "frames per metre")}
+    """ValueError naming the shard `path` and the column unless every number is finite and can be a person's:
+    radians, metres, a frame of some size."""
+    bounds = {"axis_angles": (4 * math.pi, "radians (these look like degrees)"), "betas": (100, "standard deviations"),
+              "transl": (1e4, "metres (these look like millimetres)"), "frame_center": (1e4, "metres"),
+              "frame_scale": (1e4, "frames per metre")}
     for name, (most, unit) in bounds.items():
         column = table[name].combine_chunks()
-        values = np.asarray((column.flatten() if isinstance(column, pa.FixedSizeListArray) else column).to_numpy(zero_copy_only=False), dtype=np.float32)
-        if not np.isfinite(values).all() or len(values) and np.abs(values).max() > most or name == "frame_scale" and not (values > 0).all():
-            raise ValueError(f"{path}: column {name!r} holds numbers that are not finite, above {most:.4g}{' or not positive' if name == 'frame_scale' else ''}, needed {unit}")
+        values = np.asarray((column.flatten() if isinstance(column, pa.FixedSizeListArray)
+                             else column).to_numpy(zero_copy_only=False), dtype=np.float32)
+        if (
+            not np.isfinite(values).all()
+            or len(values)
+            and np.abs(values).max() > most
+            or name == "frame_scale"
+            and not (values > 0).all()
+        ):
+            raise ValueError(f"{path}: column {name!r} holds numbers that are not finite, above "
+                             f"{most:.4g}{' or not positive' if name == 'frame_scale' else ''}, needed {unit}")
 
 
 def build_dataset(plan: Plan, folder: str | Path, animator: Animator | None = None, shard_size: int = 512) -> Path:
     """Animate the plan into Parquet shards under `folder`; shards that exist are kept.
 
-    ValueError if the folder was begun from another plan or by another animator, in settings or content, or while another process builds in it. The card is written first, so that a killed build can only go on as it began."""
+    ValueError if the folder was begun from another plan or by another animator, in settings or content, or while
+    another process builds in it. The card is written first, so that a killed build can only go on as it began."""
     folder, animator = Path(folder), animator or load_animator("render")
     card = {"pairs": len(plan.drawn), "shard_size": shard_size, "plan": plan.settings}
     with alone(folder, "builds pairs"):
         if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
-            raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another folder or delete it")
+            raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another "
+                             "folder or delete it")
         if not (folder / "inputs.json").exists() and any(folder.glob("pairs-*.parquet")):
-            raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what they were made from; choose another folder or delete it")
+            raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what "
+                             "they were made from; choose another folder or delete it")
         drawn = plan.drawn
-        same_inputs(folder / "inputs.json", {"poses": drawn.poses, "people": [drawn.people, drawn.sets], "animator": [type(animator).__name__, animator if is_dataclass(animator) else None]}, "this folder of pairs")
+        same_inputs(folder / "inputs.json", {"poses": drawn.poses, "people": [drawn.people, drawn.sets],
+                                             "animator": [type(animator).__name__,
+                                                          animator if is_dataclass(animator) else None]},
+                    "this folder of pairs")
         write_json(folder / "dataset.json", card)
         for start in range(0, len(drawn), shard_size):
             path = folder / f"pairs-{start:06d}.parquet"
@@ -113,11 +137,14 @@ def _build_shard(drawn: PoseSet, animator: Animator) -> pa.Table:
     for start in range(0, len(drawn), 32):
         part = drawn[start : start + 32]
         images, framing = animator.animate(part.poses, part.people)
-        betas = draw_crowd(animator.body_model, part.people).betas if isinstance(animator, RenderAnimator) else part.poses.betas
+        betas = (draw_crowd(animator.body_model, part.people).betas if isinstance(animator, RenderAnimator)
+                 else part.poses.betas)
         for i in range(len(part)):
             rows.append({
-                "image": _png(images[i]), "axis_angles": part.poses.axis_angles[i].flatten().tolist(), "betas": betas[i].tolist(), "transl": part.poses.transl[i].tolist(),
-                "frame_center": framing.center[i].tolist(), "frame_scale": float(framing.scale[i]), "set": part.sets[i], "person": part.people[i],
+                "image": _png(images[i]), "axis_angles": part.poses.axis_angles[i].flatten().tolist(),
+                "betas": betas[i].tolist(), "transl": part.poses.transl[i].tolist(),
+                "frame_center": framing.center[i].tolist(), "frame_scale": float(framing.scale[i]), "set": part.sets[i],
+                "person": part.people[i],
             })  # fmt: skip
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
@@ -125,7 +152,8 @@ def _build_shard(drawn: PoseSet, animator: Animator) -> pa.Table:
 class PosePairs(torch.utils.data.Dataset):
     """Image-pose pairs from the Parquet shards in a folder.
 
-    An item is a dict: `image` (3, H, W) in [0, 1], `pose` (a `Pose` of one), `framing` (a `Framing` of one: where the picture's frame lies in the body's space), `set`, `person`."""
+    An item is a dict: `image` (3, H, W) in [0, 1], `pose` (a `Pose` of one), `framing` (a `Framing` of one: where
+    the picture's frame lies in the body's space), `set`, `person`."""
 
     def __init__(self, folder: str | Path):
         "Open `folder`; a missing, empty or damaged one raises one sentence."
@@ -141,7 +169,8 @@ class PosePairs(torch.utils.data.Dataset):
             _check_columns(path, tables[-1])
         self.table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
         if len(self.table) != self.card.get("pairs"):
-            raise ValueError(f"{self.folder}: dataset.json promises {self.card.get('pairs')} pairs, the {len(paths)} shards hold {len(self.table)}; build it again")
+            raise ValueError(f"{self.folder}: dataset.json promises {self.card.get('pairs')} pairs, the {len(paths)} "
+                             f"shards hold {len(self.table)}; build it again")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -149,8 +178,10 @@ class PosePairs(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         row = self.table.slice(range(len(self))[index], 1).to_pylist()[0]
         image = _pixels(row["image"], f"{self.folder}, pair {range(len(self))[index]}")
-        pose = Pose(torch.tensor(row["axis_angles"]).reshape(1, 55, 3), torch.tensor([row["betas"]]), torch.tensor([row["transl"]]))
-        return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]), torch.tensor([row["frame_scale"]])), "set": row["set"], "person": row["person"]}
+        pose = Pose(torch.tensor(row["axis_angles"]).reshape(1, 55, 3), torch.tensor([row["betas"]]),
+                    torch.tensor([row["transl"]]))
+        return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]),
+                torch.tensor([row["frame_scale"]])), "set": row["set"], "person": row["person"]}
 
     def poses(self) -> Pose:
         "All poses as one batch, in order."

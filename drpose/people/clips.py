@@ -22,9 +22,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from .bodies import SMPLX_JOINT_NAMES, BodyModel, Pose, axis_angle_to_matrix, load_body
-from .pose_space import (FINGERS, add_noise, from_swing_twist,
-                                      limit_sample, mix, random_rotation, self_collision,
-                                      slerp, to_swing_twist)
+from .pose_space import (FINGERS, add_noise, from_swing_twist, limit_sample, mix, random_rotation,
+                                      self_collision, slerp, to_swing_twist)
 
 # %% ../../nbs/people/03_clips.ipynb #e4103df4
 KINDS = ("everyday", "dynamic", "unknown")
@@ -43,7 +42,8 @@ class Clip:
         if self.kind not in KINDS:
             raise ValueError(f"clip {self.name!r}: kind is {self.kind!r}, but must be one of {', '.join(KINDS)}.")
         if not self.fps > 0:
-            raise ValueError(f"clip {self.name!r}: fps is {self.fps}, but must be a positive number of frames per second.")
+            raise ValueError(f"clip {self.name!r}: fps is {self.fps}, but must be a positive number of frames per "
+                             "second.")
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -66,7 +66,8 @@ WORDS = {  # joint: {word: (slot, sign on the left side)}
     "neck": {"nod": (0, 1), "tilt": (2, -1), "turn": (1, 1)},
 }
 OWN_WORDS = {"shoulder": ("raise", "out", "twist"), "root": ("turn", "pitch", "lean", "spin")}
-PLURALS = {"feet": "foot"} | {f"{part}s": part for part in ("hip", "knee", "ankle", "collar", "elbow", "wrist", "hand", "shoulder")}
+PLURALS = {"feet": "foot"} | {f"{part}s": part for part in ("hip", "knee", "ankle", "collar", "elbow", "wrist", "hand",
+                                                            "shoulder")}
 
 # %% ../../nbs/people/03_clips.ipynb #c7b4f302
 MOST_DEGREES = 3600  # of one word: ten turns
@@ -76,7 +77,8 @@ def parse_keyframe(
     text: str,  # such as "root pitch 90; hips flex 80 abduct 10; left_knee flex 30; lift 0.2"
     where: str = "keyframe",  # names the place in error messages
 ) -> dict[str, dict[str, float]]:  # {"left_hip": {"flex": 80.0, ...}, ...}; "lift" and "mirror" under the key ""
-    "Read a keyframe's words. A later part replaces an earlier one of the same joint. Raises ValueError naming the place and the word."
+    """Read a keyframe's words. A later part replaces an earlier one of the same joint. Raises ValueError naming the
+    place and the word."""
     found: dict[str, dict[str, float]] = {}
     vocabulary = {**WORDS, **OWN_WORDS}
     for part in filter(None, (piece.strip() for piece in text.split(";"))):
@@ -93,12 +95,14 @@ def parse_keyframe(
             raise ValueError(f"{where}: {part!r} must be a joint followed by pairs of a word and a number.") from None
         wild = next((word for word, number in words.items() if not abs(number) <= MOST_DEGREES), None)
         if wild is not None:
-            raise ValueError(f"{where}: {head} {wild} is {words[wild]}, needed degrees, at most {MOST_DEGREES} either way.")
+            raise ValueError(f"{where}: {head} {wild} is {words[wild]}, needed degrees, at most {MOST_DEGREES} either "
+                             "way.")
         joint = PLURALS.get(head, head)
         plain = joint.removeprefix("left_").removeprefix("right_")
         has_sides = plain in PLURALS.values()
         if plain not in vocabulary or (head == plain) == has_sides:
-            raise ValueError(f"{where}: {head!r} is no joint; use {', '.join(vocabulary)}, with left_ or right_ or as a plural where there are two.")
+            raise ValueError(f"{where}: {head!r} is no joint; use {', '.join(vocabulary)}, with left_ or right_ or as "
+                             "a plural where there are two.")
         if unknown := [word for word in words if word not in vocabulary[plain]]:
             raise ValueError(f"{where}: {head} has no {unknown[0]!r}; its words are {', '.join(vocabulary[plain])}.")
         found |= {name: words for name in ([f"left_{joint}", f"right_{joint}"] if head in PLURALS else [joint])}
@@ -131,7 +135,8 @@ def _root_rotation(words: Mapping[str, float]) -> Rotation:
     return tilted * Rotation.from_euler("Y", spin, degrees=True)
 
 # %% ../../nbs/people/03_clips.ipynb #cfc5d37d
-def pose_keyframe(joints: Mapping[str, Mapping[str, float]]) -> Tensor:  # what parse_keyframe returns -> (55, 3) axis-angle, radians
+# what parse_keyframe returns -> (55, 3) axis-angle, radians
+def pose_keyframe(joints: Mapping[str, Mapping[str, float]]) -> Tensor:
     "Turn anatomical words in degrees into joint rotations. A joint that is not named stays straight, a shoulder hangs."
     angles = torch.zeros(55, 3, dtype=torch.float64)
     for joint, words in joints.items():
@@ -185,7 +190,8 @@ def compile_clip(
 ) -> Clip:
     "Build one clip from its JSON entry. Raises ValueError naming the clip, the keyframe and the word that is wrong."
     where = f"{where}, clip {name!r}"
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("keys"), list) or not all(isinstance(line, str) for line in spec["keys"]):
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("keys"),
+                                                       list) or not all(isinstance(line, str) for line in spec["keys"]):
         raise ValueError(f"{where}: it needs a field 'keys', a list of texts.")
     if len(spec["keys"]) < 2:
         raise ValueError(f"{where}: it has {len(spec['keys'])} keyframes, but needs at least two.")
@@ -204,11 +210,13 @@ def compile_clip(
         original = extras.get("mirror")
         if original is not None and original not in range(number):
             raise ValueError(f"{place}: it mirrors keyframe {original:g}, but only an earlier one can be mirrored.")
-        frames.append((pose_keyframe(joints), extras.get("lift", 0.0)) if original is None else _mirrored(*frames[int(original)]))
+        frames.append((pose_keyframe(joints), extras.get("lift", 0.0)) if original is None
+                      else _mirrored(*frames[int(original)]))
     if any(later <= earlier for earlier, later in pairwise(times)):
         raise ValueError(f"{where}: its times {times} must increase.")
     keyframes, lifts = zip(*frames, strict=True)
-    return Clip(between_keyframes(times, torch.stack(keyframes), torch.tensor(lifts), fps), fps, name, spec.get("kind", "unknown"))
+    return Clip(between_keyframes(times, torch.stack(keyframes), torch.tensor(lifts), fps), fps, name,
+                spec.get("kind", "unknown"))
 
 
 def _mirrored(axis_angles: Tensor, lift: float) -> tuple[Tensor, float]:  # (55, 3)
@@ -223,7 +231,9 @@ def read_clips(text: str, where: str = "clips.json") -> dict[str, Clip]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON at line {error.lineno} ({error.msg}).") from None
     except (KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{where}: it must be an object with the fields 'relaxed' (text) and 'clips' (object).") from None
+        raise ValueError(
+            f"{where}: it must be an object with the fields 'relaxed' (text) and 'clips' (object)."
+        ) from None
     return {name: compile_clip(name, spec, relaxed, where=where) for name, spec in entries}
 
 
@@ -244,10 +254,12 @@ HELD_OUT_CLIPS = (
 
 
 def clips_for(purpose: str) -> dict[str, Clip]:
-    "The embedded clips of one purpose: 'everyday', 'pool' (dynamic, for post-training) or 'held_out' (dynamic, for the benchmark only)."
+    """The embedded clips of one purpose: 'everyday', 'pool' (dynamic, for post-training) or 'held_out' (dynamic, for
+    the benchmark only)."""
     if purpose not in ("everyday", "pool", "held_out"):
         raise ValueError(f"clips_for: purpose is {purpose!r}, but must be 'everyday', 'pool' or 'held_out'.")
-    purposes = {name: "held_out" if name in HELD_OUT_CLIPS else "pool" if clip.kind == "dynamic" else clip.kind for name, clip in _embedded().items()}
+    purposes = {name: "held_out" if name in HELD_OUT_CLIPS else "pool" if clip.kind == "dynamic" else clip.kind
+                for name, clip in _embedded().items()}
     return {name: clip for name, clip in _embedded().items() if purposes[name] == purpose}
 
 # %% ../../nbs/people/03_clips.ipynb #80ccc6d3
@@ -309,7 +321,8 @@ def _draw_once(frames: _Frames, uniforms: Tensor, normals: Tensor, options: Draw
     pose = Pose(add_noise(axis_angles, noise.reshape(-1, 55, 3), options.strength), betas.clamp(-2, 2), pose.transl)
     if options.mirror:
         flip, other = (u_mirror < 0.5)[:, None], pose.mirrored()
-        pose = Pose(torch.where(flip[..., None], other.axis_angles, pose.axis_angles), pose.betas, torch.where(flip, other.transl, pose.transl))
+        pose = Pose(torch.where(flip[..., None], other.axis_angles, pose.axis_angles), pose.betas,
+                    torch.where(flip, other.transl, pose.transl))
     yaw = torch.zeros(len(pose), 3)
     yaw[:, 1] = np.radians(options.yaw_degrees) * (2 * u_yaw - 1)
     return pose.rotated(axis_angle_to_matrix(yaw))

@@ -33,9 +33,11 @@ _all_ = ["Clip", "embedded_clips"]
 def motion_format(
     path: str | Path,  # a motion file; its name and ending do not matter
 ) -> str:              # "amass" | "motion-x" | "aist++" | "bvh" | "deepmimic"
-    """Tell the format of a motion file from its first bytes: "amass" is any npz of SMPL arrays, "aist++" any pickle of them.
+    """Tell the format of a motion file from its first bytes: "amass" is any npz of SMPL arrays, "aist++" any pickle
+    of them.
 
-    Raises FileNotFoundError for a path that is not there, IsADirectoryError for a folder, ValueError for an empty file or one of no known format."""
+    Raises FileNotFoundError for a path that is not there, IsADirectoryError for a folder, ValueError for an empty
+    file or one of no known format."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder, needed one motion file")
@@ -45,20 +47,25 @@ def motion_format(
         head = file.read(256)
     if not head:
         raise ValueError(f"{path}: is empty (0 bytes), needed a motion file")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()                     # a byte order mark and blank lines may come first
-    beginnings = {b"PK": "amass", b"\x93NUMPY": "motion-x", b"\x80": "aist++", b"(d": "aist++", b"}": "aist++", b"HIERARCHY": "bvh", b"{": "deepmimic"}
+    # a byte order mark and blank lines may come first
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    beginnings = {b"PK": "amass", b"\x93NUMPY": "motion-x", b"\x80": "aist++", b"(d": "aist++", b"}": "aist++",
+                  b"HIERARCHY": "bvh", b"{": "deepmimic"}
     for beginning, name in beginnings.items():
         if (text if beginning in (b"HIERARCHY", b"{") else head).startswith(beginning):
             return name
     if b"FBX" in head[:40] or head.startswith(b"glTF"):
-        raise ValueError(f"{path}: is FBX or glTF, which is not read; export it as BVH (Blender: File, Export, Motion Capture) and read that")
-    raise ValueError(f"{path}: begins with {head[:8]!r}, needed an npz (AMASS), npy (Motion-X), pickle (AIST++), BVH or DeepMimic JSON file")
+        raise ValueError(f"{path}: is FBX or glTF, which is not read; export it as BVH (Blender: File, Export, Motion "
+                         "Capture) and read that")
+    raise ValueError(f"{path}: begins with {head[:8]!r}, needed an npz (AMASS), npy (Motion-X), pickle (AIST++), BVH "
+                     "or DeepMimic JSON file")
 
 # %% ../../nbs/people/04_motion.ipynb #d13ad0e9
 class _ArrayParts:
     "Stand-in for an array or a dtype in a pickle: collects what the file says about it and runs nothing."
 
-    def __init__(self, code: str | None = None, raw: bytes = b"", dtype: "_ArrayParts | None" = None, shape: tuple = ()):
+    def __init__(self, code: str | None = None, raw: bytes = b"", dtype: "_ArrayParts | None" = None,
+                 shape: tuple = ()):
         self.code, self.order, self.raw, self.dtype, self.shape, self.fortran = code, "<", raw, dtype, shape, False
 
     def __setstate__(self, state: tuple) -> None:
@@ -71,11 +78,14 @@ class _ArrayParts:
         "Why there is no array of numbers in it; None = there is one."
         code = getattr(self.dtype, "code", None)
         if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-            return f"an array of type {code!r} instead of numbers" if isinstance(code, str) else "an array without a type"
-        if not isinstance(self.raw, (bytes, str)) or not isinstance(self.shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in self.shape):
+            return (f"an array of type {code!r} instead of numbers" if isinstance(code, str)
+                    else "an array without a type")
+        if not isinstance(self.raw, (bytes, str)) or not isinstance(self.shape,
+                tuple) or not all(isinstance(n, int) and n >= 0 for n in self.shape):
             return "an array without numbers or without a shape"
         count = math.prod(self.shape)
-        return None if len(self.shape) <= 4 and count * int(code[1:]) == len(self.raw) else f"an array of shape {self.shape[:4]} with {len(self.raw)} bytes"
+        return (None if len(self.shape) <= 4 and count * int(code[1:]) == len(self.raw)
+                else f"an array of shape {self.shape[:4]} with {len(self.raw)} bytes")
 
     def array(self) -> np.ndarray:
         raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw  # Python 2 wrote bytes as text
@@ -90,17 +100,20 @@ def _stand_in(module: str, name: str) -> Callable:
         ("numpy", "dtype"): lambda code, *_: _ArrayParts(code=str(code)),
         ("numpy.core.multiarray", "_reconstruct"): lambda *_: _ArrayParts(),
         ("numpy.core.multiarray", "scalar"): lambda dtype, raw: _ArrayParts(raw=raw, dtype=dtype),
-        ("numpy.core.numeric", "_frombuffer"): lambda raw, dtype, shape, order: _ArrayParts(raw=bytes(raw), dtype=dtype, shape=shape),
+        ("numpy.core.numeric", "_frombuffer"): lambda raw, dtype, shape, order: _ArrayParts(raw=bytes(raw), dtype=dtype,
+            shape=shape),
         ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
     }
     key = (module.replace("numpy._core", "numpy.core"), name)
     if key not in admitted:
-        raise ValueError(f"it asks for {module[:60]}.{name[:60]}, and only arrays and plain containers are admitted; save its arrays as an npz with the same keys")
+        raise ValueError(f"it asks for {module[:60]}.{name[:60]}, and only arrays and plain containers are admitted; "
+                         "save its arrays as an npz with the same keys")
     return admitted[key]
 
 # %% ../../nbs/people/04_motion.ipynb #e7c4b1f0
 class _PickleWords:
-    "The bytes of a pickle, taken one by one; a length that the file does not have is an error before anything is made of it."
+    """The bytes of a pickle, taken one by one; a length that the file does not have is an error before anything is
+    made of it."""
 
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
@@ -142,7 +155,8 @@ class _PickleWords:
             case b"T": return self.sized(4).decode("latin1")
             case b"U": return self.sized(1).decode("latin1")
             case b"V": return self.line().decode("raw-unicode-escape")
-            case b"\x8c" | b"X" | b"\x8d": return self.sized({b"\x8c": 1, b"X": 4, b"\x8d": 8}[word]).decode("utf-8", "surrogatepass")
+            case b"\x8c" | b"X" | b"\x8d": return self.sized({b"\x8c": 1, b"X": 4, b"\x8d": 8}[word]).decode("utf-8",
+                    "surrogatepass")
             case b"C" | b"B" | b"\x8e" | b"\x96": return self.sized({b"C": 1, b"B": 4, b"\x8e": 8, b"\x96": 8}[word])
         return _NO_VALUE
 
@@ -158,7 +172,8 @@ def _fill(mapping, pairs: list) -> None:
 
 # %% ../../nbs/people/04_motion.ipynb #f5d8a2c3
 def _unpickled(data: bytes):
-    "What a pickle of arrays and plain containers holds, arrays as `_ArrayParts`. ValueError or IndexError for anything else."
+    """What a pickle of arrays and plain containers holds, arrays as `_ArrayParts`. ValueError or IndexError for
+    anything else."""
     words, stack, marks, memo = _PickleWords(data), [], [], {}
 
     def since_mark() -> list:
@@ -206,7 +221,8 @@ def _unpickled(data: bytes):
                 items = since_mark()
                 list.extend(stack[-1], items)
             case b"p" | b"q" | b"r" | b"\x94":
-                memo[int(words.line()) if word == b"p" else words.number(1 if word == b"q" else 4) if word != b"\x94" else len(memo)] = stack[-1]
+                memo[int(words.line()) if word == b"p" else words.number(1 if word == b"q" else 4) if word != b"\x94"
+                     else len(memo)] = stack[-1]
             case b"g" | b"h" | b"j":
                 stack.append(memo[int(words.line()) if word == b"g" else words.number(1 if word == b"h" else 4)])
             case b"c": stack.append(_stand_in(words.line().decode("latin1"), words.line().decode("latin1")))
@@ -217,20 +233,24 @@ def _unpickled(data: bytes):
                     raise ValueError("it gives a state to what is not an array")
                 stack[-2].__setstate__(stack[-1])
                 del stack[-1]
-            case _: raise ValueError(f"it asks for a new object ({word!r}), and only arrays and plain containers are admitted; save its arrays as an npz with the same keys")
+            case _: raise ValueError(f"it asks for a new object ({word!r}), and only arrays and plain containers are "
+                                     "admitted; save its arrays as an npz with the same keys")
 
 
 def _settled(value, levels: int = 2):
-    "A value with the arrays in it made; what is not made of numbers stays a stand-in, since it may not be needed. Containers are followed two levels down."
+    """A value with the arrays in it made; what is not made of numbers stays a stand-in, since it may not be needed.
+    Containers are followed two levels down."""
     if isinstance(value, _ArrayParts):
         return value if value.fault() else value.array()
     if levels and isinstance(value, (list, dict)) and len(value) <= 256:
-        return [_settled(item, levels - 1) for item in value] if isinstance(value, list) else {key: _settled(item, levels - 1) for key, item in value.items()}
+        return ([_settled(item, levels - 1) for item in value] if isinstance(value, list)
+                else {key: _settled(item, levels - 1) for key, item in value.items()})
     return value
 
 # %% ../../nbs/people/04_motion.ipynb #50e5bf13
 def read_array_pickle(path: str | Path, kind: str) -> dict:
-    "The dictionary of arrays and plain values in a pickle, by name; nothing in the file is run. ValueError naming the file, which was meant to be a `kind`."
+    """The dictionary of arrays and plain values in a pickle, by name; nothing in the file is run. ValueError naming
+    the file, which was meant to be a `kind`."""
     with reading(path, kind):
         try:
             content = _unpickled(read_bytes(path, kind, most=2**29))
@@ -258,16 +278,20 @@ def _checked(path: Path, field: str, value, shape: str, widths: tuple[int, ...] 
         raise ValueError(f"{path}: {field!r} is {value.fault()}, needed numbers of shape {shape}")
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
         raise ValueError(f"{path}: {field!r} holds {value.dtype} values, needed numbers of shape {shape}")
-    if not isinstance(value, np.ndarray) or value.ndim != 2 or len(value) == 0 or (widths and value.shape[1] not in widths):
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or len(value) == 0 or (widths
+            and value.shape[1] not in widths):
         found = f"has shape {value.shape}" if isinstance(value, np.ndarray) else f"is a {type(value).__name__}"
         raise ValueError(f"{path}: {field!r} {found}, needed {shape}")
     if len(value) > MOST_FRAMES:
-        raise ValueError(f"{path}: {field!r} has {len(value):,} frames, needed at most {MOST_FRAMES:,}; cut it into several files")
+        raise ValueError(f"{path}: {field!r} has {len(value):,} frames, needed at most {MOST_FRAMES:,}; cut it into "
+                         "several files")
     with np.errstate(over="ignore"):
-        value = value.astype(np.float32)                                     # copies, so that the tensor owns its memory
+        # copies, so that the tensor owns its memory
+        value = value.astype(np.float32)
     broken = ~np.isfinite(value).all(axis=1)
     if broken.any():
-        raise ValueError(f"{path}: {field!r} holds NaN or infinity in {broken.sum()} of {len(value)} frames (first: {broken.argmax()}), needed finite numbers")
+        raise ValueError(f"{path}: {field!r} holds NaN or infinity in {broken.sum()} of {len(value)} frames (first: "
+                         f"{broken.argmax()}), needed finite numbers")
     return torch.from_numpy(value)
 
 
@@ -276,7 +300,8 @@ def _checked_angles(path: Path, field: str, angles: Tensor) -> Tensor:
     angles = angles.unflatten(1, (-1, 3))
     largest = angles.norm(dim=-1).max().item()
     if largest > 4 * math.pi:
-        raise ValueError(f"{path}: {field!r} holds a rotation of {largest:.0f}, needed axis-angles in radians (these look like degrees)")
+        raise ValueError(f"{path}: {field!r} holds a rotation of {largest:.0f}, needed axis-angles in radians (these "
+                         "look like degrees)")
     return angles
 
 
@@ -286,7 +311,8 @@ def _checked_places(path: Path, field: str, value, frames: int) -> Tensor:
     if len(places) != frames:
         raise ValueError(f"{path}: {field!r} has {len(places)} frames and the poses {frames}, needed as many of both")
     if places.abs().max() > FARTHEST:
-        raise ValueError(f"{path}: {field!r} goes as far as {places.abs().max():.0f}, needed metres, at most {FARTHEST:.0f} (these look like millimetres)")
+        raise ValueError(f"{path}: {field!r} goes as far as {places.abs().max():.0f}, needed metres, at most "
+                         f"{FARTHEST:.0f} (these look like millimetres)")
     return places
 
 
@@ -309,7 +335,8 @@ def _default_body() -> BodyModel:
 
 
 def _to_world(pose: Pose, up_axis: str, body: BodyModel | None) -> Pose:
-    "Poses of a file with another up axis in the world frame, exact for every vertex of this body (None = the embedded one)."
+    """Poses of a file with another up axis in the world frame, exact for every vertex of this body (None = the
+    embedded one)."""
     if up_axis == "y":
         return pose
     return pose.rotated(UP_AXES[up_axis], pelvis=(body or _default_body()).rest_joints(pose.betas)[:, 0])
@@ -345,7 +372,8 @@ def _layout_of(path: Path, held: list[str]) -> tuple[str, _Layout]:
     for name, layout in LAYOUTS.items():
         if set(layout.tells) <= set(held):
             return name, layout
-    raise ValueError(f"{path}: has no 'poses', 'smpl_poses', 'fullpose' nor a root and a body pose by themselves (it holds: {', '.join(held)[:160]}), needed a motion of SMPL, SMPL-H or SMPL-X")
+    raise ValueError(f"{path}: has no 'poses', 'smpl_poses', 'fullpose' nor a root and a body pose by themselves (it "
+                     f"holds: {', '.join(held)[:160]}), needed a motion of SMPL, SMPL-H or SMPL-X")
 
 
 def _read_arrays(path: Path, family: str) -> tuple[str, _Layout, dict]:
@@ -359,7 +387,8 @@ def _read_arrays(path: Path, family: str) -> tuple[str, _Layout, dict]:
     wanted = (*layout.rotations, layout.places, "trans", "smpl_scaling", "betas", *_HANDS, *_RATES)
     if "poses" in layout.rotations or "fullpose" in layout.rotations:
         wanted = tuple(name for name in wanted if name not in _HANDS)
-    return kind, layout, read_npz(path, (), [name for name in dict.fromkeys(wanted) if name in held], needed="an npz of a motion", most=2**28)
+    return kind, layout, read_npz(path, (), [name for name in dict.fromkeys(wanted) if name in held],
+                                  needed="an npz of a motion", most=2**28)
 
 # %% ../../nbs/people/04_motion.ipynb #b91f30aa
 def _people(value, width: int) -> int | None:
@@ -372,12 +401,15 @@ def _of_person(path: Path, field: str, value, person: int, width: int):
     "One person's array of a field; joints by themselves (T, J, 3) are laid in a row."
     people = _people(value, width)
     if not 0 <= person < (1 if people is None else people):
-        raise ValueError(f"{path}: {field!r} holds {1 if people is None else people} people, needed one of them, found person {person}")
+        raise ValueError(f"{path}: {field!r} holds {1 if people is None else people} people, needed one of them, "
+                         f"found person {person}")
     if people is not None:
         if people > 1 and person == 0 and field == "poses":
-            warnings.warn(f"{path}: holds {people} people, of whom person 0 is read; say person= for another", stacklevel=5)
+            warnings.warn(f"{path}: holds {people} people, of whom person 0 is read; say person= for another",
+                          stacklevel=5)
         return value[person]
-    return value.reshape(len(value), -1) if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3 and len(value) else value
+    return (value.reshape(len(value), -1) if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3
+            and len(value) else value)
 
 
 def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[str, Tensor]:
@@ -385,25 +417,32 @@ def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[
     if len(layout.rotations) == 1:
         (name,) = layout.rotations
         wide = {"smpl_poses": (72,), "fullpose": (165, 156)}.get(name, (165, 156, 72))
-        shape = " or ".join(f"(frames, {width}) for {'SMPL-X' if width == 165 else 'SMPL-H' if width == 156 else 'SMPL'}" for width in wide)
+        shape = " or ".join(f"(frames, {width}) for "
+                            f"{'SMPL-X' if width == 165 else 'SMPL-H' if width == 156 else 'SMPL'}" for width in wide)
         poses = _checked(path, name, _of_person(path, name, fields[name], person, 72), shape, wide)
         _checked_angles(path, name, poses)
         if poses.shape[1] == 72:
             return {"global_orient": poses[:, :3], "body_pose": poses[:, 3:66]}
         face = 9 if poses.shape[1] == 165 else 0                             # jaw and eyes, which SMPL-H has not
         hands = {"left_hand_pose": poses[:, 66 + face:111 + face], "right_hand_pose": poses[:, 111 + face:156 + face]}
-        faces = {"jaw_pose": poses[:, 66:69], "leye_pose": poses[:, 69:72], "reye_pose": poses[:, 72:75]} if face else {}
+        faces = ({"jaw_pose": poses[:, 66:69], "leye_pose": poses[:, 69:72], "reye_pose": poses[:, 72:75]} if face
+                 else {})
         return {"global_orient": poses[:, :3], "body_pose": poses[:, 3:66], **hands, **faces}
     root, rest = layout.rotations
     parts = {"global_orient": _checked(path, root, _of_person(path, root, fields[root], 0, -1), "(frames, 3)", (3,))}
     frames = len(parts["global_orient"])
-    parts["body_pose"] = _checked(path, rest, _of_person(path, rest, fields[rest], 0, -1), f"({frames}, 63) or ({frames}, 69)", (63, 69))[:, :63]
-    for name, targets in (("left_hand_pose", ("left_hand_pose",)), ("right_hand_pose", ("right_hand_pose",)), ("jaw_pose", ("jaw_pose",)), ("pose_jaw", ("jaw_pose",)), ("pose_hand", ("left_hand_pose", "right_hand_pose"))):
+    parts["body_pose"] = _checked(path, rest, _of_person(path, rest, fields[rest], 0, -1),
+                                  f"({frames}, 63) or ({frames}, 69)", (63, 69))[:, :63]
+    for name, targets in (("left_hand_pose", ("left_hand_pose",)), ("right_hand_pose", ("right_hand_pose",)),
+                          ("jaw_pose", ("jaw_pose",)), ("pose_jaw", ("jaw_pose",)),
+                          ("pose_hand", ("left_hand_pose", "right_hand_pose"))):
         value = _of_person(path, name, fields.get(name), 0, -1)
         width = 3 if "jaw" in name else 45 * len(targets)
-        if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] == width:  # other widths are PCA weights of a licensed model: the hand stays flat
+        # other widths are PCA weights of a licensed model: the hand stays flat
+        if isinstance(value, np.ndarray) and value.ndim == 2 and value.shape[1] == width:
             value = _checked(path, name, value, f"({frames}, {width})")
-            parts |= {target: value[:, i * (width // len(targets)):(i + 1) * (width // len(targets))] for i, target in enumerate(targets)}
+            parts |= {target: value[:, i * (width // len(targets)):(i + 1) * (width // len(targets))]
+                      for i, target in enumerate(targets)}
     for name, value in parts.items():
         _checked_angles(path, {"global_orient": root, "body_pose": rest}.get(name, name), value)
         if len(value) != frames:
@@ -419,7 +458,8 @@ def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int 
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
         value = np.atleast_2d(value)
         value = value[person:person + 1] if people > 1 and len(value) == people else value
-    betas = _checked(path, "betas", value[:, :10] if isinstance(value, np.ndarray) and value.ndim == 2 else value, "(10,) or more", (10,))
+    betas = _checked(path, "betas", value[:, :10] if isinstance(value, np.ndarray) and value.ndim == 2 else value,
+                     "(10,) or more", (10,))
     if betas.abs().max() > 100:
         raise ValueError(f"{path}: 'betas' holds {betas.abs().max():.0f}, needed shape numbers in standard deviations")
     if len(betas) not in (1, frames):
@@ -427,7 +467,8 @@ def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int 
     return betas.expand(frames, 10)
 
 
-def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float | None = None, person: int = 0, body: BodyModel | None = None) -> tuple[Pose, float]:
+def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float | None = None, person: int = 0,
+                 body: BodyModel | None = None) -> tuple[Pose, float]:
     "An npz or a pickle of one of `LAYOUTS`, in the world frame."
     kind, layout, fields = _read_arrays(path, family)
     parts = _pose_parts(path, layout, fields, person)
@@ -436,15 +477,18 @@ def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float
     if places not in fields and kind == "smplx's names":
         transl = torch.zeros(frames, 3)                                      # seen in a picture, where nobody knows
     elif kind == "AIST++":
-        number = scaling.item() if isinstance(scaling, np.ndarray) and scaling.size == 1 and scaling.dtype.kind in "fiu" else scaling
+        number = (scaling.item() if isinstance(scaling, np.ndarray) and scaling.size == 1
+                  and scaling.dtype.kind in "fiu" else scaling)
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not 1e-6 < number < 1e6:
             raise ValueError(f"{path}: 'smpl_scaling' is {_shown(scaling)}, needed one positive number")
         raw = fields.get("smpl_trans")
-        transl = _checked_places(path, "smpl_trans", raw / float(number) if isinstance(raw, np.ndarray) and raw.dtype.kind in "fiu" else raw, frames)
+        transl = _checked_places(path, "smpl_trans", raw / float(number) if isinstance(raw, np.ndarray)
+                                 and raw.dtype.kind in "fiu" else raw, frames)
     else:
         places = places if places in fields else layout.places
         transl = _checked_places(path, places, _of_person(path, places, fields.get(places), person, 3), frames)
-    betas, people = None if kind in ("AIST++", "EDGE", "dance") else fields.get("betas"), _people(fields[layout.rotations[0]], 72)
+    betas, people = (None if kind in ("AIST++", "EDGE", "dance") else fields.get("betas"),
+                     _people(fields[layout.rotations[0]], 72))
     pose = Pose.from_parts(**parts, transl=transl, betas=_checked_betas(path, betas, frames, person, people or 1))
     stated = next((name for name in _RATES if name in fields), None)
     if fps is not None:
@@ -454,17 +498,21 @@ def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float
     else:
         rate = layout.fps or 30.0
         if layout.fps is None:
-            warnings.warn(f"{path}: has no frame rate ('mocap_frame_rate' or 'mocap_framerate'), 30 per second is taken; say fps= for another", stacklevel=3)
+            warnings.warn(f"{path}: has no frame rate ('mocap_frame_rate' or 'mocap_framerate'), 30 per second is "
+                          "taken; say fps= for another", stacklevel=3)
     return _to_world(pose, up_axis or layout.up_axis, body), rate
 
 # %% ../../nbs/people/04_motion.ipynb #d251179a
 def _load_motion_x(path: Path) -> tuple[Pose, float]:
     "Motion-X, npy (T, 322), 30 frames per second, Y up."
-    table = _checked(path, "array", read_npy(path, "a Motion-X file", most=2**28), "(frames, 322), Motion-X's layout", (322,))
+    table = _checked(path, "array", read_npy(path, "a Motion-X file", most=2**28), "(frames, 322), Motion-X's layout",
+                     (322,))
     _checked_angles(path, "array columns 0:159", table[:, :159])
     pose = Pose.from_parts(
-        global_orient=table[:, 0:3], body_pose=table[:, 3:66], left_hand_pose=table[:, 66:111], right_hand_pose=table[:, 111:156],
-        jaw_pose=table[:, 156:159], transl=_checked_places(path, "array columns 309:312", table[:, 309:312].numpy(), len(table)),
+        global_orient=table[:, 0:3], body_pose=table[:, 3:66], left_hand_pose=table[:, 66:111],
+        right_hand_pose=table[:, 111:156],
+        jaw_pose=table[:, 156:159], transl=_checked_places(path, "array columns 309:312", table[:, 309:312].numpy(),
+                                                           len(table)),
         betas=_checked_betas(path, table[:, 312:322].numpy(), len(table)),
     )
     return pose, 30.0
@@ -488,7 +536,8 @@ def _place_hips(
     "Put the middle of our hips where the source's are, scaled by the ratio of leg lengths."
     rest = _rest_joints(body)
     leg = (rest[4] - rest[1]).norm() + (rest[7] - rest[4]).norm()
-    below = (rest[1] + rest[2]) / 2 - rest[0]                               # from the pelvis joint to the middle of the hips
+    # from the pelvis joint to the middle of the hips
+    below = (rest[1] + rest[2]) / 2 - rest[0]
     return hips * (leg / source_leg) - root @ below - rest[0]
 
 
@@ -527,16 +576,21 @@ def _load_deepmimic(path: Path, body: BodyModel | None) -> tuple[Pose, float]:
     content = read_json(path, "a DeepMimic motion", kind=dict, most=2**24)
     frames = content.get("Frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, list) for frame in frames):
-        raise ValueError(f"{path}: has no list 'Frames' of frames (it holds: {', '.join(content)[:160]}), needed a DeepMimic motion")
-    wrong = next((i for i, frame in enumerate(frames) if len(frame) != 44 or not all(isinstance(number, int | float) and abs(number) < 1e30 for number in frame)), None)
+        raise ValueError(f"{path}: has no list 'Frames' of frames (it holds: {', '.join(content)[:160]}), needed a "
+                         "DeepMimic motion")
+    wrong = next((i for i, frame in enumerate(frames) if len(frame) != 44
+                  or not all(isinstance(number, int | float) and abs(number) < 1e30 for number in frame)), None)
     if wrong is not None:
-        raise ValueError(f"{path}: frame {wrong} of 'Frames' has {len(frames[wrong])} entries, needed 44 numbers (the humanoid3d layout)")
+        raise ValueError(f"{path}: frame {wrong} of 'Frames' has {len(frames[wrong])} entries, needed 44 numbers (the "
+                         "humanoid3d layout)")
     table = _checked(path, "Frames", np.array(frames, dtype=np.float64), "(frames, 44)")
     for start in (4, 8, 12, 16, 21, 25, 30, 35, 39):
         if table[:, start:start + 4].norm(dim=1).min() < 0.5:
-            raise ValueError(f"{path}: 'Frames' columns {start}:{start + 4} hold a quaternion near 0, needed unit quaternions (w, x, y, z)")
+            raise ValueError(f"{path}: 'Frames' columns {start}:{start + 4} hold a quaternion near 0, needed unit "
+                             "quaternions (w, x, y, z)")
     seconds = table[:, 0].median().item()
-    return _deepmimic_pose(table, body), _checked_fps(path, "Frames column 0 (1 / frame seconds)", 1 / seconds if seconds > 0 else 0)
+    return _deepmimic_pose(table, body), _checked_fps(path, "Frames column 0 (1 / frame seconds)",
+                                                      1 / seconds if seconds > 0 else 0)
 
 # %% ../../nbs/people/04_motion.ipynb #a79417f1
 MOST_JOINTS = 10_000  # of one BVH file
@@ -576,15 +630,19 @@ def _bvh_hierarchy(path: Path, lines: list[str]) -> _Bvh:
                     raise ValueError("offset")
             elif word == "CHANNELS":
                 bvh.channels[-1] = rest[1:]
-                if int(rest[0]) != len(rest) - 1 or any(c[0] not in "XYZ" or c[1:] not in ("position", "rotation") for c in rest[1:]):
+                if int(rest[0]) != len(rest) - 1 or any(c[0] not in "XYZ" or c[1:] not in ("position", "rotation")
+                                                        for c in rest[1:]):
                     raise ValueError("channels")
         except (ValueError, IndexError):
-            raise ValueError(f"{path}: line {number} is {line.strip()[:80]!r}, needed a joint, OFFSET x y z or CHANNELS n with n channel names") from None
+            raise ValueError(f"{path}: line {number} is {line.strip()[:80]!r}, needed a joint, OFFSET x y z or "
+                             "CHANNELS n with n channel names") from None
         if len(bvh.names) > MOST_JOINTS:
             raise ValueError(f"{path}: has more than {MOST_JOINTS} joints, needed a skeleton of a person")
-    bare = [name for name, offset, channels in zip(bvh.names, bvh.offsets, bvh.channels) if len(offset) != 3 or channels is None]
+    bare = [name for name, offset, channels in zip(bvh.names, bvh.offsets, bvh.channels) if len(offset) != 3
+            or channels is None]
     if bare or open_joints or not bvh.names:
-        raise ValueError(f"{path}: joint {', '.join(bare)[:80] or 'braces'} incomplete, needed OFFSET and three rotation CHANNELS for each and closed braces")
+        raise ValueError(f"{path}: joint {', '.join(bare)[:80] or 'braces'} incomplete, needed OFFSET and three "
+                         "rotation CHANNELS for each and closed braces")
     return bvh
 
 # %% ../../nbs/people/04_motion.ipynb #997e1cf5
@@ -602,12 +660,15 @@ def _read_bvh(path: Path) -> _Bvh:
         frames, bvh.seconds = int(head["Frames"]), float(head["Frame Time"])
     except (KeyError, ValueError):
         found = "; ".join(line[:60] for line in lines[:2])
-        raise ValueError(f"{path}: MOTION begins with {found!r}, needed 'Frames: n' and 'Frame Time: seconds'") from None
+        raise ValueError(
+            f"{path}: MOTION begins with {found!r}, needed 'Frames: n' and 'Frame Time: seconds'"
+        ) from None
     bvh.values = _bvh_rows(path, [line for line in lines[2:] if line.strip()], sum(map(len, bvh.channels)))
     if len(bvh.values) < frames:
         raise ValueError(f"{path}: holds {len(bvh.values)} frames, needed {frames} as 'Frames:' says")
     if len(bvh.values) > frames:
-        warnings.warn(f"{path}: holds {len(bvh.values)} whole frames where 'Frames:' says {frames}; all are read", stacklevel=4)
+        warnings.warn(f"{path}: holds {len(bvh.values)} whole frames where 'Frames:' says {frames}; all are read",
+                      stacklevel=4)
     return bvh
 
 
@@ -616,7 +677,8 @@ def _bvh_rows(path: Path, lines: list[str], needed: int) -> np.ndarray:
     if not 0 < len(lines) <= MOST_FRAMES or not needed:
         raise ValueError(f"{path}: holds {len(lines):,} frames of {needed} numbers, needed 1 to {MOST_FRAMES:,} frames")
     values = None
-    for number, line in enumerate(lines):                                    # row by row: words take ten times the room of numbers
+    # row by row: words take ten times the room of numbers
+    for number, line in enumerate(lines):
         words = line.split()
         if len(words) != needed:
             raise ValueError(f"{path}: frame {number} has {len(words)} numbers, needed {needed}, one for each channel")
@@ -624,17 +686,21 @@ def _bvh_rows(path: Path, lines: list[str], needed: int) -> np.ndarray:
         try:
             values[number] = words
         except ValueError as error:
-            raise ValueError(f"{path}: frame {number} holds something that is not a number ({str(error)[:80]})") from None
+            raise ValueError(
+                f"{path}: frame {number} holds something that is not a number ({str(error)[:80]})"
+            ) from None
     _checked(path, "frames", values, f"(frames, {needed})")
     return values
 
 # %% ../../nbs/people/04_motion.ipynb #380dc5c8
 _LIMBS = {
     **{f"{side}_{ours}": f"{side.title()}{theirs}" for side in ("left", "right")
-       for ours, theirs in (("hip", "UpLeg"), ("knee", "Leg"), ("ankle", "Foot"), ("foot", "ToeBase"), ("collar", "Shoulder"), ("shoulder", "Arm"), ("elbow", "ForeArm"), ("wrist", "Hand"))},
+       for ours, theirs in (("hip", "UpLeg"), ("knee", "Leg"), ("ankle", "Foot"), ("foot", "ToeBase"),
+                            ("collar", "Shoulder"), ("shoulder", "Arm"), ("elbow", "ForeArm"), ("wrist", "Hand"))},
     "pelvis": "Hips",
 }
-LIMB_ENDS = (4, 5, 7, 8, 10, 11, 16, 17, 18, 19, 20, 21)  # SMPL-X joints at the far end of each limb bone, parents first
+# SMPL-X joints at the far end of each limb bone, parents first
+LIMB_ENDS = (4, 5, 7, 8, 10, 11, 16, 17, 18, 19, 20, 21)
 BVH_SKELETONS: dict[str, dict[str, str]] = {  # SMPL-X joint -> the source's joint
     "CMU": {**_LIMBS, "spine1": "LowerBack", "spine2": "Spine", "spine3": "Spine1", "neck": "Neck", "head": "Head"},
     "Mixamo": {**_LIMBS, "spine1": "Spine", "spine2": "Spine1", "spine3": "Spine2", "neck": "Neck", "head": "Head"},
@@ -642,7 +708,8 @@ BVH_SKELETONS: dict[str, dict[str, str]] = {  # SMPL-X joint -> the source's joi
 
 
 def _numbered(names: list[str], table: dict[str, str]) -> tuple[dict[str, int], list[str]]:
-    "The number of each of the table's joints among a file's names, whatever stands before the names, and the joints that are missing."
+    """The number of each of the table's joints among a file's names, whatever stands before the names, and the
+    joints that are missing."""
     numbers: dict[str, int] = {}
     for number, name in enumerate(names):
         numbers.setdefault(name.lower(), number)
@@ -667,17 +734,21 @@ def _match_skeleton(path: Path, bvh: _Bvh) -> list[int]:
     best = min(known, key=lambda name: len(known[name][1]))
     numbers, missing = known[best]
     if missing:
-        raise ValueError(f"{path}: lacks the joints {', '.join(missing)} of a {best} skeleton, needed {' or '.join(BVH_SKELETONS)} joint names")
+        raise ValueError(f"{path}: lacks the joints {', '.join(missing)} of a {best} skeleton, needed "
+                         f"{' or '.join(BVH_SKELETONS)} joint names")
     return [numbers[BVH_SKELETONS[best][name]] for name in SMPLX_JOINT_NAMES[:22]]
 
 
 def _rest_fault(rest: Tensor) -> str | None:
     "What is wrong with rest joints (22, 3) for a person who stands up along +Y and faces +Z; None = nothing."
-    checks = {"neck above the hips (+Y)": (rest[12] - rest[0], 1), "left leg on +X": (rest[1] - rest[2], 0), "left toes in front of the ankle (+Z)": (rest[10] - rest[7], 2)}
+    checks = {"neck above the hips (+Y)": (rest[12] - rest[0], 1), "left leg on +X": (rest[1] - rest[2], 0),
+              "left toes in front of the ankle (+Z)": (rest[10] - rest[7], 2)}
     for name, (direction, axis) in checks.items():
         if not direction[axis] > 0.5 * direction.norm():
             found = ", ".join(f"{x:.2f}" for x in direction.tolist())
-            return f"the rest pose has direction ({found}), needed {name}: Y up, facing +Z, or up_axis as the file has it"
+            return (
+                f"the rest pose has direction ({found}), needed {name}: Y up, facing +Z, or up_axis as the file has it"
+            )
     short = [SMPLX_JOINT_NAMES[end] for end in LIMB_ENDS if not (rest[end] - rest[SMPLX_PARENTS[end]]).norm() > 0]
     return f"the bone to {', '.join(short)} has length 0, needed limbs with a direction" if short else None
 
@@ -691,7 +762,8 @@ def _bvh_rest(bvh: _Bvh) -> Tensor:
 
 # %% ../../nbs/people/04_motion.ipynb #303f5dbc
 def _bvh_world(bvh: _Bvh, match: list[int]) -> tuple[Tensor, Tensor]:
-    "World rotations (T, 22, 3, 3) of the matched joints, and the places (T, 3) of the first of them (the hips), file units."
+    """World rotations (T, 22, 3, 3) of the matched joints, and the places (T, 3) of the first of them (the hips),
+    file units."""
     needed: set[int] = set()
     for joint in match:
         while joint >= 0 and joint not in needed:
@@ -728,7 +800,8 @@ def _rest_turns(source: Tensor, ours: Tensor) -> Tensor:
     for child in LIMB_ENDS:
         joint = SMPLX_PARENTS[child]
         turns[joint] = _turn_between(ours[child] - ours[joint], source[child] - source[joint])
-        turns[child] = turns[joint]                                          # kept by toes and hands, replaced by longer limbs' next bone
+        # kept by toes and hands, replaced by longer limbs' next bone
+        turns[child] = turns[joint]
     return turns
 
 # %% ../../nbs/people/04_motion.ipynb #f087abab
@@ -744,9 +817,11 @@ def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[
     while joint >= 0 and not moved:                                          # the hips, or a joint above them
         moved, joint = {"Xposition", "Yposition", "Zposition"} <= set(bvh.channels[joint]), bvh.parents[joint]
     if not moved:
-        raise ValueError(f"{path}: 'Hips' has the channels {' '.join(bvh.channels[match[0]])}, needed Xposition, Yposition and Zposition too, there or in a joint above")
+        raise ValueError(f"{path}: 'Hips' has the channels {' '.join(bvh.channels[match[0]])}, needed Xposition, "
+                         "Yposition and Zposition too, there or in a joint above")
     world, rest = UP_AXES[up_axis or "y"], _bvh_rest(bvh)[match]
-    frames = [frame for frame in (world, torch.eye(3)) if _rest_fault(rest @ frame.T) is None]  # in which the rest pose stands
+    # in which the rest pose stands
+    frames = [frame for frame in (world, torch.eye(3)) if _rest_fault(rest @ frame.T) is None]
     if not frames:
         raise ValueError(f"{path}: {_rest_fault(rest @ world.T)}")
     source, (turns, hips) = rest @ frames[0].T, _bvh_world(bvh, match)
@@ -763,19 +838,27 @@ def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[
 # %% ../../nbs/people/04_motion.ipynb #9831cdd9
 def load_motion(
     path: str | Path,               # a motion file of any known format
-    up_axis: str | None = None,     # "y" | "z" | "-y" | "-z": the file's up axis where it is not its format's (AMASS, EDGE, MOYO: z, others: y; a camera's: -y)
-    body: BodyModel | None = None,  # body that will play the clip: gives pelvis and leg length; None = the embedded body
+    # "y" | "z" | "-y" | "-z": the file's up axis where it is not its format's (AMASS, EDGE, MOYO: z, others: y; a
+    # camera's: -y)
+    up_axis: str | None = None,
+    # body that will play the clip: gives pelvis and leg length; None = the embedded body
+    body: BodyModel | None = None,
     fps: float | None = None,       # frames per second, where the file states none or a wrong one
     person: int = 0,                # which one, in a file of several people (3DPW)
 ) -> Clip:
     """Read one motion file into the world frame (metres, +Y up, +X the subject's left, +Z out of the chest).
 
-    Formats, told by content (`motion_format`): npz or pickles (read without executing them) of SMPL, SMPL-H and SMPL-X arrays as AMASS, 3DPW, EMDB, AIST++, EDGE, MOYO and smplx's tools name them (`LAYOUTS`), Motion-X npy (T, 322),
-    BVH with a CMU or Mixamo skeleton, DeepMimic / pybullet JSON. `Clip.name` is the file's name without its ending, `Clip.kind` "unknown".
-    Raises FileNotFoundError, IsADirectoryError or ValueError with one sentence: file, field, found, needed. Warns where a rate is missing and where the axes look wrong."""
+    Formats, told by content (`motion_format`): npz or pickles (read without executing them) of SMPL, SMPL-H and
+    SMPL-X arrays as AMASS, 3DPW, EMDB, AIST++, EDGE, MOYO and smplx's tools name them (`LAYOUTS`), Motion-X npy (T,
+    322),
+    BVH with a CMU or Mixamo skeleton, DeepMimic / pybullet JSON. `Clip.name` is the file's name without its ending,
+    `Clip.kind` "unknown".
+    Raises FileNotFoundError, IsADirectoryError or ValueError with one sentence: file, field, found, needed. Warns
+    where a rate is missing and where the axes look wrong."""
     path, name = Path(path), motion_format(path)
     if up_axis not in (None, *UP_AXES) or (up_axis and name == "deepmimic"):
-        raise ValueError(f"{path}: up_axis is {up_axis!r}, needed None, {', '.join(map(repr, UP_AXES))} (and None for DeepMimic, which states its axes)")
+        raise ValueError(f"{path}: up_axis is {up_axis!r}, needed None, {', '.join(map(repr, UP_AXES))} (and None for "
+                         "DeepMimic, which states its axes)")
     given = None if fps is None else _checked_fps(path, "fps", fps)
     with reading(path, "a motion file"):
         if name in ("amass", "aist++"):
@@ -801,12 +884,15 @@ def _look_at_axes(path: Path, pose: Pose) -> None:
     "Warn where a clip looks as if another axis were up."
     upside_down, upright = (_upward(pose) < -0.5).float().mean().item(), upright_share(pose)
     if upside_down > 0.5 or upright < 0.02:
-        found = f"{upside_down:.0%} of the frames are upside down" if upside_down > 0.5 else "next to no frame is upright"
-        warnings.warn(f"{path}: {found}; if this is not what the person does, say up_axis= ({', '.join(map(repr, UP_AXES))})", stacklevel=3)
+        found = (f"{upside_down:.0%} of the frames are upside down" if upside_down > 0.5
+                 else "next to no frame is upright")
+        warnings.warn(f"{path}: {found}; if this is not what the person does, say up_axis= "
+                      f"({', '.join(map(repr, UP_AXES))})", stacklevel=3)
 
 
 def upright_share(pose: Pose) -> float:
-    "Share in [0, 1] of frames whose pelvis points within 60 degrees of world up: a look at the axes, not a judgement (acrobatics score low rightly)."
+    """Share in [0, 1] of frames whose pelvis points within 60 degrees of world up: a look at the axes, not a
+    judgement (acrobatics score low rightly)."""
     return (_upward(pose) > 0.5).float().mean().item()
 
 # %% ../../nbs/people/04_motion.ipynb #3c179a11
@@ -819,10 +905,12 @@ def load_pybullet_clips(
 ) -> dict[str, Clip]:               # name ("backflip", "cartwheel", ...) -> Clip, sorted by name
     """The humanoid clips that the installed pybullet package carries, kind "everyday" or "dynamic".
 
-    Raises ModuleNotFoundError with the pip command when the package is missing, FileNotFoundError when it carries no clips."""
+    Raises ModuleNotFoundError with the pip command when the package is missing, FileNotFoundError when it carries no
+    clips."""
     found = importlib.util.find_spec("pybullet_data")
     if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("pybullet_data is not installed, needed for its recorded clips: pip install 'drpose[mocap]'")
+        raise ModuleNotFoundError("pybullet_data is not installed, needed for its recorded clips: pip install "
+                                  "'drpose[mocap]'")
     folder = Path(next(iter(found.submodule_search_locations))) / "data" / "motions"
     paths = sorted(folder.glob("humanoid3d_*.txt"))
     if not paths:
@@ -831,5 +919,6 @@ def load_pybullet_clips(
     for path in paths:
         name = path.stem.removeprefix("humanoid3d_")
         clip = load_motion(path, body=body)
-        clips[name] = Clip(poses=clip.poses, fps=clip.fps, name=name, kind="everyday" if name in PYBULLET_EVERYDAY else "dynamic")
+        clips[name] = Clip(poses=clip.poses, fps=clip.fps, name=name,
+                           kind="everyday" if name in PYBULLET_EVERYDAY else "dynamic")
     return clips

@@ -72,18 +72,25 @@ LARGEST_LEAN = math.pi / 3  # radians, toward the camera or away
 
 
 def lean(poses: Pose, seed: int, start: int = 0) -> Pose:
-    "The same poses (B), each person as a whole turned any way about the vertical, then any way in the picture plane, then by up to 60 degrees toward the camera; pose i by the numbers of `seed` and `start` + i."
-    numbers = torch.stack([torch.rand(3, generator=seeded_generator(seed, start + i, "lean")) for i in range(len(poses))]) if len(poses) else torch.zeros(0, 3)
+    """The same poses (B), each person as a whole turned any way about the vertical, then any way in the picture
+    plane, then by up to 60 degrees toward the camera; pose i by the numbers of `seed` and `start` + i."""
+    numbers = (torch.stack([torch.rand(3, generator=seeded_generator(seed, start + i, "lean"))
+                            for i in range(len(poses))]) if len(poses) else torch.zeros(0, 3))
     turn, roll, pitch = 2 * math.pi * numbers[:, 0], 2 * math.pi * numbers[:, 1], (2 * numbers[:, 2] - 1) * LARGEST_LEAN
     axes = torch.eye(3)
-    rotation = axis_angle_to_matrix(pitch[:, None] * axes[0]) @ axis_angle_to_matrix(roll[:, None] * axes[2]) @ axis_angle_to_matrix(turn[:, None] * axes[1])
+    rotation = (
+        axis_angle_to_matrix(pitch[:, None] * axes[0])
+        @ axis_angle_to_matrix(roll[:, None] * axes[2])
+        @ axis_angle_to_matrix(turn[:, None] * axes[1])
+    )
     angles = poses.axis_angles.clone()
     angles[:, 0] = matrix_to_axis_angle(rotation.to(angles) @ axis_angle_to_matrix(angles[:, 0]))
     return Pose(angles, poses.betas, poses.transl)
 
 # %% ../../nbs/people/06_pose_sets.ipynb #498009bc
 def _draw(recipe: PoseRecipe, clips: dict[str, Clip], count: int, seed: int, start: int) -> Pose:
-    return draw_poses(clips, count, seed, start=start, strength=recipe.strength, limit_share=recipe.limit_share, tilt_share=recipe.tilt_share)
+    return draw_poses(clips, count, seed, start=start, strength=recipe.strength, limit_share=recipe.limit_share,
+                      tilt_share=recipe.tilt_share)
 
 
 def everyday_difficulty(body_model: BodyModel, quantile: float = EVERYDAY_DIFFICULTY_QUANTILE) -> float:
@@ -93,8 +100,10 @@ def everyday_difficulty(body_model: BodyModel, quantile: float = EVERYDAY_DIFFIC
     return pose_difficulty(body_model.joints(poses)).quantile(quantile).item()
 
 
-def draw_set(name: str, count: int, seed: int, body_model: BodyModel, clips: dict[str, Clip] | None = None, start: int = 0) -> PoseSet:
-    "Samples `start` ... `start + count` of the pose set `name` (a key of `POSE_SETS`); `clips` replaces the embedded ones. Unknown names raise ValueError."
+def draw_set(name: str, count: int, seed: int, body_model: BodyModel, clips: dict[str, Clip] | None = None,
+             start: int = 0) -> PoseSet:
+    """Samples `start` ... `start + count` of the pose set `name` (a key of `POSE_SETS`); `clips` replaces the
+    embedded ones. Unknown names raise ValueError."""
     if name not in POSE_SETS:
         raise ValueError(f"unknown pose set {name!r}: there are {', '.join(POSE_SETS)}")
     recipe = POSE_SETS[name]
@@ -114,9 +123,11 @@ def _draw_hard(recipe: PoseRecipe, clips: dict[str, Clip], count: int, seed: int
     threshold, kept, found, tried = everyday_difficulty(body_model), [], 0, 0
     while found < count:
         if tried > 100 * count + 1000:
-            raise ValueError(f"only {found} of {tried} draws are harder than {threshold:.2f}, {count} were wanted: these clips are not dynamic enough")
+            raise ValueError(f"only {found} of {tried} draws are harder than {threshold:.2f}, {count} were wanted: "
+                             "these clips are not dynamic enough")
         poses = _draw(recipe, clips, 256, seed, tried)
-        hard = torch.nonzero(pose_difficulty(body_model.joints(poses)) > threshold).flatten().cpu()  # poses stay on the processor, wherever the body is
+        # poses stay on the processor, wherever the body is
+        hard = torch.nonzero(pose_difficulty(body_model.joints(poses)) > threshold).flatten().cpu()
         kept.append(poses[hard])
         found, tried = found + len(hard), tried + 256
     return Pose.cat(kept)[:count]

@@ -37,7 +37,8 @@ def slerp(
 
 
 def mix(pose_a: Pose, pose_b: Pose, t: Tensor | float) -> Pose:
-    "Between two batches of poses: rotations (root included) by slerp, betas and transl linearly; `t` a number or (B,) in [0, 1]."
+    """Between two batches of poses: rotations (root included) by slerp, betas and transl linearly; `t` a number or
+    (B,) in [0, 1]."""
     t = torch.as_tensor(t).to(pose_a.axis_angles).reshape(-1, 1)
     return Pose(
         slerp(pose_a.axis_angles, pose_b.axis_angles, t[:, :, None]),
@@ -47,14 +48,16 @@ def mix(pose_a: Pose, pose_b: Pose, t: Tensor | float) -> Pose:
 
 # %% ../../nbs/people/02_pose_space.ipynb #82724184
 _ARM_PARTS = ("collar", "shoulder", "elbow", "wrist", "index", "middle", "ring", "pinky", "thumb")
-BONE_AXIS = np.array([0 if any(part in name for part in _ARM_PARTS) else 1 for name in SMPLX_JOINT_NAMES])  # (55,) slot of the twist
+# (55,) slot of the twist
+BONE_AXIS = np.array([0 if any(part in name for part in _ARM_PARTS) else 1 for name in SMPLX_JOINT_NAMES])
 CENTRE = np.zeros((55, 3))  # axis-angle of C, radians
 CENTRE[SMPLX_JOINT_NAMES.index("left_shoulder"), 1] = -np.pi / 4
 CENTRE[SMPLX_JOINT_NAMES.index("right_shoulder"), 1] = np.pi / 4
 
 
 def to_swing_twist(axis_angles: Tensor) -> Tensor:  # (B, 55, 3) axis-angle, radians -> (B, 55, 3) radians
-    "Three angles per joint: the twist about its bone in the slot BONE_AXIS, the swing of the bone in the other two. Not differentiable."
+    """Three angles per joint: the twist about its bone in the slot BONE_AXIS, the swing of the bone in the other
+    two. Not differentiable."""
     batch = len(axis_angles)
     centred = Rotation.from_rotvec(np.tile(CENTRE, (batch, 1))).inv() * _rotations(axis_angles)
     quaternions = centred.as_quat()  # x, y, z, w
@@ -119,8 +122,10 @@ def _limits_of(name: str) -> tuple[tuple[float, float], ...]:
     return (x_range, y_range, z_range)
 
 
-JOINT_LIMITS = {name: _limits_of(name) for name in SMPLX_JOINT_NAMES}  # degrees, in the slots of `to_swing_twist`; the root is free
-_lowest, _highest = torch.tensor([JOINT_LIMITS[name] for name in SMPLX_JOINT_NAMES]).deg2rad().float().unbind(-1)  # (55, 3) radians
+# degrees, in the slots of `to_swing_twist`; the root is free
+JOINT_LIMITS = {name: _limits_of(name) for name in SMPLX_JOINT_NAMES}
+# (55, 3) radians
+_lowest, _highest = torch.tensor([JOINT_LIMITS[name] for name in SMPLX_JOINT_NAMES]).deg2rad().float().unbind(-1)
 
 
 def limit_violation(axis_angles: Tensor) -> Tensor:  # (B, 55, 3) axis-angle, radians -> (B,) radians
@@ -150,17 +155,21 @@ def add_noise(
     correlated = torch.where(alone, normals, 0.75**0.5 * normals[:, _leader] + 0.5 * normals)
     angles = to_swing_twist(axis_angles) + strength * NOISE_SHARE * (highest - lowest) * correlated
     noisy = from_swing_twist(angles.clamp(lowest, highest))
-    noisy[:, 0] = _axis_angles(_rotations(axis_angles[:, 0]) * _rotations(strength * ROOT_NOISE * normals[:, 0]), axis_angles[:, 0])
+    noisy[:, 0] = _axis_angles(_rotations(axis_angles[:, 0]) * _rotations(strength * ROOT_NOISE * normals[:, 0]),
+                               axis_angles[:, 0])
     return noisy
 
 
 def perturb(pose: Pose, generator: torch.Generator, strength: float = 1.0) -> Pose:
-    "The poses with random noise that keeps to JOINT_LIMITS; the root turns by about 4 degrees times `strength` about each axis."
+    """The poses with random noise that keeps to JOINT_LIMITS; the root turns by about 4 degrees times `strength`
+    about each axis."""
     normals = torch.randn(len(pose), 55, 3, generator=generator)
     return Pose(add_noise(pose.axis_angles, normals, strength), pose.betas, pose.transl)
 
 # %% ../../nbs/people/02_pose_space.ipynb #6577e380
-NEUTRAL = {"hip": (-20, 4, 6), "knee": (25, 0, 0), "shoulder": (-40, 0, -30), "elbow": (0, -40, 0), "finger1": (0, 0, -20), "finger2": (0, 0, -20)}  # degrees, left
+# degrees, left
+NEUTRAL = {"hip": (-20, 4, 6), "knee": (25, 0, 0), "shoulder": (-40, 0, -30), "elbow": (0, -40, 0),
+           "finger1": (0, 0, -20), "finger2": (0, 0, -20)}
 _neutral = torch.tensor([NEUTRAL.get(_part_of(name), (0, 0, 0)) for name in SMPLX_JOINT_NAMES]).deg2rad()
 _neutral[[name.startswith("right_") for name in SMPLX_JOINT_NAMES]] *= torch.tensor([1.0, -1.0, -1.0])
 
@@ -181,14 +190,18 @@ def random_rotation(normals: Tensor) -> Tensor:  # (B, 4) N(0, 1) -> (B, 3) axis
 _SKULL = 55  # one more point beside the 55 joints: between the eyes
 CAPSULES = {  # bone: (start, end, radius in metres)
     "belly": ("pelvis", "spine2", 0.10), "chest": ("spine2", "neck", 0.10), "skull": ("head", "skull", 0.085),
-    **{f"{side}_{bone}": (f"{side}_{start}", f"{side}_{end}", radius) for side in ("left", "right") for bone, start, end, radius in (
+    **{f"{side}_{bone}": (f"{side}_{start}", f"{side}_{end}", radius) for side in ("left", "right")
+       for bone, start, end, radius in (
         ("thigh", "hip", "knee", 0.055), ("shin", "knee", "ankle", 0.045), ("foot", "ankle", "foot", 0.035),
-        ("upper_arm", "shoulder", "elbow", 0.04), ("forearm", "elbow", "wrist", 0.035), ("hand", "wrist", "middle2", 0.025),
+        ("upper_arm", "shoulder", "elbow", 0.04), ("forearm", "elbow", "wrist", 0.035),
+        ("hand", "wrist", "middle2", 0.025),
     )},
 }  # fmt: skip
-NEIGHBOURS = [{"chest", "skull"}] + [{a, f"{side}_{b}"} for side in ("left", "right") for a, b in (("belly", "thigh"), ("chest", "upper_arm"))]
+NEIGHBOURS = [{"chest", "skull"}] + [{a, f"{side}_{b}"} for side in ("left", "right")
+                                     for a, b in (("belly", "thigh"), ("chest", "upper_arm"))]
 _bones = list(CAPSULES)
-_ends = torch.tensor([[_SKULL if end == "skull" else SMPLX_JOINT_NAMES.index(end) for end in CAPSULES[bone][:2]] for bone in _bones])
+_ends = torch.tensor([[_SKULL if end == "skull" else SMPLX_JOINT_NAMES.index(end) for end in CAPSULES[bone][:2]]
+                      for bone in _bones])
 _radii = torch.tensor([CAPSULES[bone][2] for bone in _bones])
 _pairs = torch.tensor([
     (_bones.index(a), _bones.index(b)) for a in _bones for b in _bones

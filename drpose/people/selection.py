@@ -35,7 +35,8 @@ def _joints_of(poses: Pose | Tensor, body: BodyModel | None = None) -> Tensor:
         found = f"shape {tuple(poses.shape)}" if isinstance(poses, Tensor) else type(poses).__name__
         raise ValueError(f"joints: found {found}, needed a Pose or joints (B, 23 or more, 3) in SMPL-X order, metres")
     if not poses.isfinite().all():
-        raise ValueError(f"joints: found NaN or infinity in {(~poses.isfinite()).flatten(1).any(1).sum()} of {len(poses)} poses, needed finite positions")
+        raise ValueError(f"joints: found NaN or infinity in {(~poses.isfinite()).flatten(1).any(1).sum()} of "
+                         f"{len(poses)} poses, needed finite positions")
     return poses
 
 # %% ../../nbs/people/05_selection.ipynb #b68b581c
@@ -43,7 +44,8 @@ def pose_features(
     poses: Pose | Tensor,           # B poses, or their joints (B, J >= 23, 3) in metres, +Y up
     body: BodyModel | None = None,  # turns poses into joints; None = the embedded body
 ) -> Tensor:                        # (B, 66), metres / sqrt(22)
-    """Root-relative joint positions with the heading removed and the tilt kept; distances between rows are RMS joint distances in metres.
+    """Root-relative joint positions with the heading removed and the tilt kept; distances between rows are RMS joint
+    distances in metres.
 
     Raises ValueError for joints of another shape or with NaN."""
     joints = _joints_of(poses, body)
@@ -68,13 +70,18 @@ def farthest_point_sampling(
     start: int = 0,             # the first one taken
     metric: str = "euclidean",  # "euclidean", or "geodesic" for rows of geodesic_features
 ) -> Tensor:                    # (k,) int64 indices, in the order taken, all different
-    """Greedy k-center selection: each next row is the one farthest from all rows taken before. Exact and deterministic; memory O(N).
+    """Greedy k-center selection: each next row is the one farthest from all rows taken before. Exact and
+    deterministic; memory O(N).
 
-    Raises ValueError for k, start, metric or features that make no sense. Source: Gonzalez, Theoretical Computer Science 38 (1985)."""
+    Raises ValueError for k, start, metric or features that make no sense. Source: Gonzalez, Theoretical Computer
+    Science 38 (1985)."""
     if not isinstance(features, Tensor) or features.ndim != 2 or not features.isfinite().all():
-        raise ValueError(f"features: found {tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__}, needed finite numbers (N, F)")
+        raise ValueError("features: found "
+                         f"{tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__}, "
+                         "needed finite numbers (N, F)")
     if not (1 <= k <= len(features) and 0 <= start < len(features)) or metric not in METRICS:
-        raise ValueError(f"k = {k}, start = {start}, metric = {metric!r}: needed 1 <= k <= {len(features)}, 0 <= start < {len(features)}, metric in {sorted(METRICS)}")
+        raise ValueError(f"k = {k}, start = {start}, metric = {metric!r}: needed 1 <= k <= {len(features)}, 0 <= "
+                         f"start < {len(features)}, metric in {sorted(METRICS)}")
     distance_to = METRICS[metric](features)
     nearest = torch.full((len(features),), math.inf, device=features.device)
     taken = torch.empty(k, dtype=torch.int64, device=features.device)
@@ -92,7 +99,8 @@ TILT_WEIGHT = 3  # the tilt counts as much as this many of the 21 body joints
 def geodesic_features(
     poses: Pose,  # B poses
 ) -> Tensor:      # (B, 87): 21 unit quaternions (w, x, y, z), then the world's up direction in the pelvis frame
-    "Joint rotations and tilt for farthest_point_sampling(..., metric=\"geodesic\"); independent of heading, place and body shape."
+    """Joint rotations and tilt for farthest_point_sampling(..., metric="geodesic"); independent of heading, place
+    and body shape."""
     angle_axis = poses.axis_angles[:, 1:22]
     half = angle_axis.norm(dim=-1, keepdim=True) / 2
     quaternions = torch.cat([half.cos(), angle_axis * torch.sinc(half / math.pi) / 2], dim=-1)
@@ -103,7 +111,8 @@ def geodesic_features(
 def _joint_angles(features: Tensor) -> Callable[[int], Tensor]:
     "Distance function i -> (N,): mean joint angle, radians, to row i of geodesic_features (N, 87)."
     if features.shape[1] != 87:
-        raise ValueError(f"features: found width {features.shape[1]}, needed 87 from geodesic_features for the geodesic metric")
+        raise ValueError(f"features: found width {features.shape[1]}, needed 87 from geodesic_features for the "
+                         "geodesic metric")
     quaternions, up = features[:, :84].float().unflatten(1, (21, 4)), features[:, 84:].float()
 
     def distance_to(i: int) -> Tensor:
@@ -113,7 +122,8 @@ def _joint_angles(features: Tensor) -> Callable[[int], Tensor]:
     return distance_to
 
 
-METRICS: dict[str, Callable[[Tensor], Callable[[int], Tensor]]] = {"euclidean": _squared_halves, "geodesic": _joint_angles}
+METRICS: dict[str, Callable[[Tensor], Callable[[int], Tensor]]] = {"euclidean": _squared_halves,
+        "geodesic": _joint_angles}
 
 # %% ../../nbs/people/05_selection.ipynb #b44b1461
 def _angle(a: Tensor, b: Tensor) -> Tensor:
@@ -132,7 +142,8 @@ def trunk_tilt(
 
 
 def is_tilted(poses: Pose | Tensor, body: BodyModel | None = None) -> Tensor:
-    "Which of B poses are in the benchmark's stratum \"tilted\" (trunk tilt above 45 degrees) rather than \"upright\": (B,) bool."
+    """Which of B poses are in the benchmark's stratum "tilted" (trunk tilt above 45 degrees) rather than "upright":
+    (B,) bool."""
     return trunk_tilt(poses, body) > math.pi / 4
 
 
@@ -140,7 +151,8 @@ def pose_difficulty(
     poses: Pose | Tensor,           # B poses, or their joints (B, J >= 23, 3), metres, +Y up
     body: BodyModel | None = None,  # None = the embedded body
 ) -> Tensor:                        # (B,) from about 0.1 (standing) to 3.6 (upside down, legs split)
-    "How unlike everyday standing a pose is: trunk tilt + bent limbs + feet above head + legs apart, as in the equation above."
+    """How unlike everyday standing a pose is: trunk tilt + bent limbs + feet above head + legs apart, as in the
+    equation above."""
     joints = _joints_of(poses, body)
     down = joints[:, 0] - joints[:, 12]                                      # along the trunk
     upper = joints[:, [18, 19, 4, 5]] - joints[:, [16, 17, 1, 2]]            # upper arms, thighs
@@ -148,7 +160,8 @@ def pose_difficulty(
     bends = torch.cat([_angle(upper, down[:, None].expand_as(upper)), _angle(upper, lower)], dim=1)
     feet_above_head = joints[:, [7, 8], 1].amax(dim=1) - joints[:, 15, 1]
     apart = (joints[:, 7] - joints[:, 8]).norm(dim=-1)
-    return trunk_tilt(joints) / math.pi + bends.mean(1) / (2 * math.pi / 3) + feet_above_head.clamp(min=0) + (apart - 0.6).clamp(min=0)
+    return (trunk_tilt(joints) / math.pi + bends.mean(1) / (2 * math.pi / 3) + feet_above_head.clamp(min=0)
+            + (apart - 0.6).clamp(min=0))
 
 # %% ../../nbs/people/05_selection.ipynb #549bb340
 @dataclass(frozen=True)
@@ -166,7 +179,8 @@ def diversity(
     body: BodyModel | None = None,  # None = the embedded body
     at_most: int = 3000,            # pairs are counted among this many evenly spaced poses; the joint spread uses all
 ) -> Diversity:
-    "Spread of the heading-free joint positions, average pairwise distance and nearest neighbour distances. Raises ValueError for fewer than 2 poses."
+    """Spread of the heading-free joint positions, average pairwise distance and nearest neighbour distances. Raises
+    ValueError for fewer than 2 poses."""
     features = pose_features(poses, body)
     if len(features) < 2 or at_most < 2:
         raise ValueError(f"poses: found {len(features)} and at_most = {at_most}, needed 2 or more of both")
@@ -182,4 +196,5 @@ def diversity(
         table[torch.arange(len(rows)), rows] = math.inf
         nearest.append(table.min(dim=1).values)
     closest = torch.cat(nearest)
-    return Diversity(spread, total / (len(points) * (len(points) - 1)), closest.mean().item(), closest.min().item(), len(features))
+    return Diversity(spread, total / (len(points) * (len(points) - 1)), closest.mean().item(), closest.min().item(),
+                     len(features))

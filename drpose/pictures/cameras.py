@@ -19,7 +19,8 @@ def view_axes(
     azimuths: Sequence[float],  # V directions, degrees
     like: Tensor | None = None,  # dtype and device of the result; None means float32 on the CPU
 ) -> tuple[Tensor, Tensor, Tensor]:  # right, up, toward: each (V, 3)
-    "Unit vectors pointing to image-right, up, and toward the viewer, in world coordinates, for level cameras at these azimuths."
+    """Unit vectors pointing to image-right, up, and toward the viewer, in world coordinates, for level cameras at
+    these azimuths."""
     cosines = [round(math.cos(math.radians(azimuth)), 15) for azimuth in azimuths]
     sines = [round(math.sin(math.radians(azimuth)), 15) for azimuth in azimuths]
     like = torch.zeros(()) if like is None else like
@@ -34,16 +35,19 @@ def checked_azimuths(azimuths: Sequence[float]) -> tuple[float, ...]:
     try:
         numbers = tuple(float(azimuth) for azimuth in azimuths)
     except (TypeError, ValueError):
-        raise ValueError(f"ViewRig.azimuths is {azimuths!r}, but it must be a sequence of numbers, the view directions in degrees.") from None
+        raise ValueError(f"ViewRig.azimuths is {azimuths!r}, but it must be a sequence of numbers, the view "
+                         "directions in degrees.") from None
     if not numbers or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"ViewRig.azimuths is {azimuths!r}, but it must hold at least one number and only finite ones.")
+        raise ValueError(f"ViewRig.azimuths is {azimuths!r}, but it must hold at least one number and only finite "
+                         "ones.")
     return numbers
 
 
 def checked_flags(flags: Sequence[bool], count: int) -> tuple[bool, ...]:
     "Mirror flags as a tuple of bools; ValueError unless there is one per view or none at all."
     if isinstance(flags, (bool, str)) or any(flag not in (0, 1) for flag in flags) or len(flags) not in (0, count):
-        raise ValueError(f"ViewRig.mirrored is {flags!r}, but it must be empty or hold one True or False for each of the {count} views.")
+        raise ValueError(f"ViewRig.mirrored is {flags!r}, but it must be empty or hold one True or False for each of "
+                         f"the {count} views.")
     return tuple(bool(flag) for flag in flags)
 
 # %% ../../nbs/pictures/01_cameras.ipynb #c7eb18bc
@@ -54,15 +58,19 @@ class ViewRing:
     azimuths: tuple[float, ...]  # V view directions, degrees
     half_extent: float = 0.5  # half the width of the square frame, in the units of the points
     image_size: int = 768  # S, pixels along each side
-    mirrored: tuple[bool, ...] = ()  # one flag per view, True if its picture is flipped left to right; empty means none is
+    # one flag per view, True if its picture is flipped left to right; empty means none is
+    mirrored: tuple[bool, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "azimuths", checked_azimuths(self.azimuths))
         object.__setattr__(self, "mirrored", checked_flags(self.mirrored, self.num_views))
-        if not (isinstance(self.half_extent, (int, float)) and math.isfinite(self.half_extent) and self.half_extent > 0):
-            raise ValueError(f"ViewRig.half_extent is {self.half_extent!r}, but it must be a positive finite number, half the frame's width.")
+        if not (isinstance(self.half_extent, (int, float)) and math.isfinite(self.half_extent)
+                and self.half_extent > 0):
+            raise ValueError(f"ViewRig.half_extent is {self.half_extent!r}, but it must be a positive finite number, "
+                             "half the frame's width.")
         if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"ViewRig.image_size is {self.image_size!r}, but it must be a positive whole number of pixels.")
+            raise ValueError(f"ViewRig.image_size is {self.image_size!r}, but it must be a positive whole number of "
+                             "pixels.")
 
     @property
     def num_views(self) -> int:
@@ -88,32 +96,39 @@ class ViewRing:
 
 # %% ../../nbs/pictures/01_cameras.ipynb #3af6245f
 def check_last(name: str, tensor: Tensor, tail: tuple[int | None, ...], meaning: str) -> None:
-    "ValueError with one clear sentence unless `tensor` is floating and its last dimensions are `tail` (None matches any size)."
+    """ValueError with one clear sentence unless `tensor` is floating and its last dimensions are `tail` (None
+    matches any size)."""
     shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-    matches = isinstance(shape, tuple) and len(shape) >= len(tail) and all(n in (None, m) for n, m in zip(tail, shape[len(shape) - len(tail) :]))
+    matches = (isinstance(shape, tuple) and len(shape) >= len(tail)
+               and all(n in (None, m) for n, m in zip(tail, shape[len(shape) - len(tail) :])))
     if not matches or not tensor.is_floating_point():
         kind = f"{tensor.dtype} of shape {shape}" if isinstance(tensor, Tensor) else shape
         needed = ", ".join("N" if n is None else str(n) for n in tail)
-        raise ValueError(f"{name} is {kind}, but it must be a floating-point tensor of shape (..., {needed}): {meaning}.")
+        raise ValueError(f"{name} is {kind}, but it must be a floating-point tensor of shape (..., {needed}): "
+                         f"{meaning}.")
 
 
 def pixels_of(
     rig: ViewRing,
     points: Tensor,  # (..., N, 3) world points
 ) -> Tensor:  # (..., V, N, 2) pixels
-    "Orthographic projection of every point into every view, mirrored where the rig says so. ValueError on a wrong shape."
+    """Orthographic projection of every point into every view, mirrored where the rig says so. ValueError on a wrong
+    shape."""
     check_last("points", points, (None, 3), "world positions x, y, z")
     right, up, _ = view_axes(rig.azimuths, points)
-    across = torch.stack([right * rig.flips(points)[:, None], -up], dim=1)  # (V, 2, 3): image x and image y, which runs down
+    # (V, 2, 3): image x and image y, which runs down
+    across = torch.stack([right * rig.flips(points)[:, None], -up], dim=1)
     offsets = torch.einsum("vik,...nk->...vni", across, points)
     return (offsets / rig.half_extent + 1) * (rig.image_size / 2)
 
 # %% ../../nbs/pictures/01_cameras.ipynb #486ae32c
 @dataclass(frozen=True)
 class ViewRig(ViewRing):
-    """Level orthographic views around the vertical axis through the world origin. ValueError on an unusable field or a tensor of the wrong shape.
+    """Level orthographic views around the vertical axis through the world origin. ValueError on an unusable field or
+    a tensor of the wrong shape.
 
-    Azimuth 0 looks at the chest (camera on +Z), azimuth 90 stands on +X. Image x runs right, y down; the centre of pixel (i, j) is (i + 0.5, j + 0.5).
+    Azimuth 0 looks at the chest (camera on +Z), azimuth 90 stands on +X. Image x runs right, y down; the centre of
+    pixel (i, j) is (i + 0.5, j + 0.5).
     """
 
     def resized(self, image_size: int) -> "ViewRig":
@@ -129,12 +144,14 @@ class ViewRig(ViewRing):
         return pixels_of(self, points)
 
     def depth(self, points: Tensor) -> Tensor:
-        "How far (..., V, N) world points (..., N, 3) lie toward each viewer: larger is nearer, zero is the plane through the origin."
+        """How far (..., V, N) world points (..., N, 3) lie toward each viewer: larger is nearer, zero is the plane
+        through the origin."""
         check_last("points", points, (None, 3), "world positions x, y, z")
         return torch.einsum("vk,...nk->...vn", self.toward(points), points)
 
     def unproject(self, pixels: Tensor, depths: Tensor) -> Tensor:
-        "World points (..., V, N, 3) of pixels (..., V, N, 2) at depths (..., V, N): the inverse of `project` together with `depth`."
+        """World points (..., V, N, 3) of pixels (..., V, N, 2) at depths (..., V, N): the inverse of `project`
+        together with `depth`."""
         check_last("pixels", pixels, (self.num_views, None, 2), "pixel positions x, y in each view")
         check_last("depths", depths, tuple(pixels.shape[-3:-1]), "one depth per pixel position")
         metric = (pixels * (2 / self.image_size) - 1) * self.half_extent
@@ -152,7 +169,8 @@ class ViewRig(ViewRing):
         return triangulate(self, points2d, weights)
 
 # %% ../../nbs/pictures/01_cameras.ipynb #fb1ffd8d
-VIEW_NAMES = {0: "front", 45: "front_right", 90: "right", 135: "back_right", 180: "back", 225: "back_left", 270: "left", 315: "front_left"}
+VIEW_NAMES = {0: "front", 45: "front_right", 90: "right", 135: "back_right", 180: "back", 225: "back_left", 270: "left",
+              315: "front_left"}
 SIX_VIEWS = ViewRig((0, 45, 90, 180, 270, 315))
 FOUR_VIEWS = ViewRig((0, 90, 180, 270))
 
@@ -162,11 +180,14 @@ def triangulate(
     points2d: Tensor,  # (B, V, N, 2) pixels in each view, in the convention of `ViewRig.project`
     weights: Tensor | None = None,  # (B, V, N) how much each view counts, >= 0; None counts all alike
 ) -> Tensor:  # (B, N, 3) world points
-    """Least-squares points of orthographic views, differentiable in pixels and weights; mirrored views are unmirrored first.
+    """Least-squares points of orthographic views, differentiable in pixels and weights; mirrored views are
+    unmirrored first.
 
-    Raises ValueError if the shapes do not fit the rig, or if a point's weights leave fewer than two different viewing directions.
+    Raises ValueError if the shapes do not fit the rig, or if a point's weights leave fewer than two different
+    viewing directions.
     """
-    check_last("points2d", points2d, (rig.num_views, None, 2), "pixel positions x, y of N points in each of the rig's views")
+    check_last("points2d", points2d, (rig.num_views, None, 2),
+               "pixel positions x, y of N points in each of the rig's views")
     if weights is None:
         weights = torch.ones_like(points2d[..., 0])
     check_last("weights", weights, tuple(points2d.shape[-3:-1]), "one weight for each pixel position of points2d")
@@ -175,7 +196,8 @@ def triangulate(
     share = normalised_weights(weights, right)
     cosine, minus_sine = right[:, 0, None], right[:, 2, None]  # (V, 1)
     across = metric[..., 0] * rig.flips(points2d)[:, None]
-    xx, xz, zz = ((share * a * b).sum(-2) for a, b in ((cosine, cosine), (cosine, minus_sine), (minus_sine, minus_sine)))
+    xx, xz, zz = ((share * a * b).sum(-2) for a, b in ((cosine, cosine), (cosine, minus_sine),
+                                                       (minus_sine, minus_sine)))
     to_x, to_z = (share * cosine * across).sum(-2), (share * minus_sine * across).sum(-2)
     determinant = xx * zz - xz * xz
     height = -(share * metric[..., 1]).sum(-2)
@@ -183,20 +205,24 @@ def triangulate(
 
 
 def normalised_weights(weights: Tensor, right: Tensor) -> Tensor:
-    "View weights (..., V, N) scaled to sum 1 over views; ValueError if negative, not finite, or blind to depth for the views' axes `right` (V, 3)."
+    """View weights (..., V, N) scaled to sum 1 over views; ValueError if negative, not finite, or blind to depth for
+    the views' axes `right` (V, 3)."""
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-        raise ValueError("weights has negative or non-finite entries, but triangulation weights must be finite and at least 0.")
+        raise ValueError("weights has negative or non-finite entries, but triangulation weights must be finite and at "
+                         "least 0.")
     share = weights / weights.sum(-2, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     moments = torch.einsum("...vn,vi,vj->...nij", share, right[:, ::2], right[:, ::2])
     blind = torch.linalg.det(moments) < 1e-6  # two equal views 0.1 degrees apart
     if bool(blind.any()):
-        raise ValueError(f"{int(blind.sum())} points cannot be triangulated: their weights leave fewer than two views that are neither equal nor opposite.")
+        raise ValueError(f"{int(blind.sum())} points cannot be triangulated: their weights leave fewer than two views "
+                         "that are neither equal nor opposite.")
     return share
 
 # %% ../../nbs/pictures/01_cameras.ipynb #1947a527
 @dataclass
 class Framing:
-    "A shift and a scale per body, framed = (points - center) * scale. Slicing selects bodies; an int keeps a batch of one."
+    """A shift and a scale per body, framed = (points - center) * scale. Slicing selects bodies; an int keeps a batch
+    of one."""
 
     center: Tensor  # (B, 3) the point that goes to the middle of the frame
     scale: Tensor  # (B,) frame units per unit of the points
@@ -226,7 +252,8 @@ class Framing:
 def frame_by_diagonal(
     vertices: Tensor,  # (B, N, 3) in any unit
 ) -> Framing:
-    "PSHuman's training rule: the bounding box is centred and its diagonal becomes 1. ValueError on non-finite or coinciding vertices."
+    """PSHuman's training rule: the bounding box is centred and its diagonal becomes 1. ValueError on non-finite or
+    coinciding vertices."""
     check_last("vertices", vertices, (None, None, 3), "vertex positions of B bodies")
     low, high = vertices.amin(-2), vertices.amax(-2)
     diagonal = (high - low).norm(dim=-1)

@@ -25,13 +25,16 @@ REGIONS = (
     "left thigh", "left shin", "right thigh", "right shin", "left shoe", "right shoe",
 )
 _JOINT_REGIONS = {
-    "shirt": (3, 6, 9, 13, 14), "left sleeve": (16,), "left cuff": (18,), "right sleeve": (17,), "right cuff": (19,), "trousers": (0,),
-    "left thigh": (1,), "left shin": (4,), "right thigh": (2,), "right shin": (5,), "left shoe": (7, 10), "right shoe": (8, 11),
+    "shirt": (3, 6, 9, 13, 14), "left sleeve": (16,), "left cuff": (18,), "right sleeve": (17,), "right cuff": (19,),
+    "trousers": (0,),
+    "left thigh": (1,), "left shin": (4,), "right thigh": (2,), "right shin": (5,), "left shoe": (7, 10),
+    "right shoe": (8, 11),
 }
 
 
 def clothing_regions(body_model: BodyModel) -> Tensor:
-    "Region of each vertex as an index into `REGIONS`, (N,) int64, from skinning weights and rest positions of the mean body."
+    """Region of each vertex as an index into `REGIONS`, (N,) int64, from skinning weights and rest positions of the
+    mean body."""
     joint, rest = body_model.part_labels, body_model.vertices_rest
     region = torch.zeros_like(joint)
     for name, joints in _JOINT_REGIONS.items():
@@ -64,7 +67,8 @@ def draw_palette(seed: int) -> Tensor:
     trousers = _color(draw[9], 0.1 + 0.4 * draw[10], 0.2 + 0.5 * draw[11])
     shoe = _color(draw[12], 0.4 * draw[13], 0.1 + 0.8 * draw[14])
     palette = dict.fromkeys(REGIONS, skin) | {"hair": hair, "shirt": shirt, "chest print": print_, "trousers": trousers}
-    warm = [_color(-0.04 + 0.19 * draw[15 + i], 0.75 + 0.25 * draw[18 + i], 0.75 + 0.25 * draw[21 + i]) for i in range(3)]
+    warm = [_color(-0.04 + 0.19 * draw[15 + i], 0.75 + 0.25 * draw[18 + i], 0.75 + 0.25 * draw[21 + i])
+            for i in range(3)]
     cool = [_color(0.45 + 0.28 * draw[24 + i], 0.65 + 0.35 * draw[27 + i], 0.45 + 0.5 * draw[30 + i]) for i in range(3)]
     kit, which = draw[33] < KIT_SHARE, draw[34]
     kit_arms, kit_legs, kit_shoes = kit and which < 0.85, kit and which > 0.15, kit and draw[35] < 0.5
@@ -80,7 +84,8 @@ def draw_palette(seed: int) -> Tensor:
 # %% ../../nbs/pictures/04_dressed_people.ipynb #b1635baf
 @dataclass
 class Crowd:
-    "A batch of people: `betas` (B, 10) in standard deviations of the body's shape space, `vertex_colors` (B, N, 3) in [0, 1]."
+    """A batch of people: `betas` (B, 10) in standard deviations of the body's shape space, `vertex_colors` (B, N, 3)
+    in [0, 1]."""
 
     betas: Tensor
     vertex_colors: Tensor
@@ -98,19 +103,23 @@ def draw_crowd(body_model: BodyModel, seeds: list[int]) -> Crowd:
 # %% ../../nbs/pictures/04_dressed_people.ipynb #79900555
 @dataclass
 class Photographs:
-    "Pictures of B people: `views` (V views each, see `rendering.Views`), the `framing` they were taken in, and `joints` (B, 55, 3) in that frame."
+    """Pictures of B people: `views` (V views each, see `rendering.Views`), the `framing` they were taken in, and
+    `joints` (B, 55, 3) in that frame."""
 
     views: Views
     framing: Framing
     joints: Tensor
 
 
-def photograph(body_model: BodyModel, poses: Pose, crowd: Crowd, rig: ViewRig, image_size: int = 64, shading: float = 0.25) -> Photographs:
-    "Render each person of `crowd` in the pose with the same index, from every view of `rig`; raises ValueError when the counts differ."
+def photograph(body_model: BodyModel, poses: Pose, crowd: Crowd, rig: ViewRig, image_size: int = 64,
+               shading: float = 0.25) -> Photographs:
+    """Render each person of `crowd` in the pose with the same index, from every view of `rig`; raises ValueError
+    when the counts differ."""
     if len(poses) != len(crowd):
         raise ValueError(f"photograph needs one person per pose, found {len(crowd)} people for {len(poses)} poses")
     body = body_model(poses.with_betas(crowd.betas))
     framing = frame_by_diagonal(body.vertices)
     framed = Body(framing.apply(body.vertices), body.joints, body.faces)
-    views = render_views(framed, rig, image_size, vertex_colors=crowd.vertex_colors, framing=None, supersample=2, shading=shading)
+    views = render_views(framed, rig, image_size, vertex_colors=crowd.vertex_colors, framing=None, supersample=2,
+                         shading=shading)
     return Photographs(views, framing, framing.apply(body.joints[:, :55]))

@@ -35,7 +35,8 @@ GREY = 0.8  # of a mesh without any colour
 
 @dataclass
 class Scan:
-    "A coloured mesh, y up, facing +z. A point has the colour of its face's texture or, where the face has none, of the vertices."
+    """A coloured mesh, y up, facing +z. A point has the colour of its face's texture or, where the face has none, of
+    the vertices."""
 
     vertices: Tensor  # (N, 3) in any unit
     faces: Tensor  # (F, 3) int64, counter-clockwise seen from outside
@@ -51,13 +52,15 @@ class Scan:
 
 
 def sampled_colors(scan: Scan, faces: Tensor, colors: Tensor, uv: Tensor | None) -> Tensor:
-    "(K, 3): colours of K points that lie on `faces` (K,), from what their corners have: colours (K, 3) and places in the texture (K, 2)."
+    """(K, 3): colours of K points that lie on `faces` (K,), from what their corners have: colours (K, 3) and places
+    in the texture (K, 2)."""
     found = colors.clone()
     for number, texture in enumerate(scan.textures):
         here = (scan.face_texture[faces] == number).nonzero()[:, 0]
         places = uv[here] % 1  # a texture goes on beyond its edge
         grid = torch.stack([places[:, 0] * 2 - 1, 1 - places[:, 1] * 2], -1)[None, None]  # its rows run down
-        found[here] = F.grid_sample(texture[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
+        found[here] = F.grid_sample(texture[None], grid, mode="bilinear", padding_mode="border",
+                                    align_corners=False)[0, :, 0].T
     return found
 
 # %% ../../nbs/pictures/05_mesh_files.ipynb #7339fcd2
@@ -82,7 +85,9 @@ class _Material:
     picture: Path | None = None  # map_Kd
 
 
-OPTIONS = {"-blendu": 1, "-blendv": 1, "-boost": 1, "-cc": 1, "-clamp": 1, "-imfchan": 1, "-texres": 1, "-bm": 1, "-type": 1, "-mm": 2, "-o": 3, "-s": 3, "-t": 3}  # of map_Kd, and how many values each takes at most
+# of map_Kd, and how many values each takes at most
+OPTIONS = {"-blendu": 1, "-blendv": 1, "-boost": 1, "-cc": 1, "-clamp": 1, "-imfchan": 1, "-texres": 1, "-bm": 1,
+           "-type": 1, "-mm": 2, "-o": 3, "-s": 3, "-t": 3}
 
 
 def _picture_name(words: list[str], rest: str) -> str:
@@ -93,7 +98,13 @@ def _picture_name(words: list[str], rest: str) -> str:
     while at < len(words) - 1 and words[at] in OPTIONS:
         most, at = OPTIONS[words[at]], at + 1
         for _ in range(most):
-            if at == len(words) - 1 or words[at - 1] in ("-s", "-o", "-t") and not _is_number(words[at]) or most == 3 and not _is_number(words[at]):
+            if (
+                at == len(words) - 1
+                or words[at - 1] in ("-s", "-o", "-t")
+                and not _is_number(words[at])
+                or most == 3
+                and not _is_number(words[at])
+            ):
                 break
             at += 1
     return " ".join(words[at:])
@@ -134,7 +145,9 @@ def _obj_libraries(path: Path, text: str) -> list[Path]:
         if line.lstrip().startswith("mtllib"):
             rest = line.strip()[6:].strip().strip('"')
             whole = path.parent / rest.replace("\\", "/")
-            found += [whole] if whole.is_file() else [_beside(path, name, "material library") for name in ([rest] if rest.lower().count(".mtl") < 2 else shlex.split(rest, posix=False))]
+            found += ([whole] if whole.is_file() else [_beside(path, name, "material library")
+                                                       for name in ([rest] if rest.lower().count(".mtl") < 2
+                    else shlex.split(rest, posix=False))])
     return list(dict.fromkeys(found))
 
 
@@ -156,7 +169,8 @@ def _gltf_header(path: Path) -> dict:
 def _gltf_files(path: Path, header: dict) -> list[Path]:
     "Buffers and pictures that a glTF names and does not hold."
     with reading(path, "a glTF file"):
-        named = [(item["uri"], kind) for key, kind in (("buffers", "buffer"), ("images", "picture")) for item in header.get(key, ()) if "uri" in item]
+        named = [(item["uri"], kind) for key, kind in (("buffers", "buffer"), ("images", "picture"))
+                 for item in header.get(key, ()) if "uri" in item]
         return [_beside(path, uri, kind) for uri, kind in named if not uri.startswith("data:")]
 
 
@@ -164,12 +178,14 @@ def _ply_picture(path: Path) -> list[Path]:
     "The picture that a PLY names in a comment, as MeshLab writes it."
     with reading(path, "a PLY file"), open(path, "rb") as file:
         head = file.read(2**14).partition(b"end_header")[0]
-    names = [line.split(None, 2)[2].decode(errors="replace").strip() for line in head.splitlines() if line.lower().startswith(b"comment texturefile ")]
+    names = [line.split(None, 2)[2].decode(errors="replace").strip() for line in head.splitlines()
+             if line.lower().startswith(b"comment texturefile ")]
     return [_beside(path, name, "picture") for name in names[:1]]
 
 
 def mesh_parts(path: str | Path) -> list[Path]:
-    "The mesh file and all files that it names: what a picture of it is made from. FileNotFoundError or ValueError naming the mesh and the file that is missing."
+    """The mesh file and all files that it names: what a picture of it is made from. FileNotFoundError or ValueError
+    naming the mesh and the file that is missing."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, needed a mesh")
@@ -178,7 +194,8 @@ def mesh_parts(path: str | Path) -> list[Path]:
         raise ValueError(f"{path}: is no mesh by its name, needed {', '.join(MESH_FORMATS)}")
     if suffix == ".obj":
         libraries = _obj_libraries(path, read_text(path, "an OBJ file", MOST_MESH))
-        pictures = [material.picture for library in libraries for material in _materials(path, library).values() if material.picture is not None]
+        pictures = [material.picture for library in libraries for material in _materials(path, library).values()
+                    if material.picture is not None]
         return [path, *libraries, *dict.fromkeys(pictures)]
     if suffix in (".glb", ".gltf"):
         return [path, *_gltf_files(path, _gltf_header(path))]
@@ -217,14 +234,16 @@ class _OneLibrary:
 
 def _obj_parts(path: Path) -> Iterator[_Part]:
     text = read_text(path, "an OBJ file", MOST_MESH)
-    materials = {name: material for library in _obj_libraries(path, text) for name, material in _materials(path, library).items()}
+    materials = {name: material for library in _obj_libraries(path, text)
+                 for name, material in _materials(path, library).items()}
     pictures: dict[Path, Image.Image] = {}
     with open(path, "rb") as file:
         geometry = load_obj(file, resolver=_OneLibrary(materials) if materials else None).get("geometry", {})
     for values in geometry.values():
         visual = values.get("visual")
         material = materials.get(getattr(getattr(visual, "material", None), "name", None), _Material(""))
-        part = _Part(values["vertices"], values["faces"], _levels(values.get("vertex_colors")), getattr(visual, "uv", None))
+        part = _Part(values["vertices"], values["faces"], _levels(values.get("vertex_colors")),
+                     getattr(visual, "uv", None))
         if material.picture is not None and part.uv is not None:
             if material.picture not in pictures:
                 pictures[material.picture] = read_picture(material.picture, f"the picture of {path}")
@@ -239,8 +258,10 @@ def _check_gltf_sizes(path: Path, header: dict) -> None:
     with reading(path, "a glTF file"):
         width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
         declared = sum(int(accessor["count"]) * width[accessor["type"]] * 4 for accessor in header.get("accessors", ()))
-        if not 0 <= declared <= MOST_MESH or any(int(accessor["count"]) < 0 for accessor in header.get("accessors", ())):
-            raise ValueError(f"{path}: declares arrays of {declared / 1e6:,.0f} MB, needed a mesh of at most {MOST_MESH / 1e6:,.0f} MB")
+        if not 0 <= declared <= MOST_MESH or any(int(accessor["count"]) < 0
+                                                 for accessor in header.get("accessors", ())):
+            raise ValueError(f"{path}: declares arrays of {declared / 1e6:,.0f} MB, needed a mesh of at most "
+                             f"{MOST_MESH / 1e6:,.0f} MB")
 
 
 class _Neighbours:
@@ -267,7 +288,8 @@ def _gltf_parts(path: Path) -> Iterator[_Part]:
         if not isinstance(mesh, trimesh.Trimesh):
             continue
         faces = np.array(mesh.faces)
-        part = _Part(trimesh.transform_points(mesh.vertices, transform), faces[:, ::-1] if np.linalg.det(transform[:3, :3]) < 0 else faces)
+        part = _Part(trimesh.transform_points(mesh.vertices, transform),
+                     faces[:, ::-1] if np.linalg.det(transform[:3, :3]) < 0 else faces)
         material = getattr(mesh.visual, "material", None)
         if material is None:
             part.colors = _levels(mesh.visual.vertex_colors) if mesh.visual.kind in ("vertex", "face") else None
@@ -305,8 +327,10 @@ def _joined(path: Path, parts: list[_Part]) -> Scan:
         count, number = len(part.vertices), -1
         if part.picture is not None and part.uv is not None and len(part.uv) == count:
             if id(part.picture) not in numbers:
-                if part.picture.format is not None and part.picture.format not in PICTURE_FORMATS:  # some formats would start another program
-                    raise ValueError(f"{path}: holds a picture of format {part.picture.format}, needed {', '.join(PICTURE_FORMATS)}")
+                # some formats would start another program
+                if part.picture.format is not None and part.picture.format not in PICTURE_FORMATS:
+                    raise ValueError(f"{path}: holds a picture of format {part.picture.format}, needed "
+                                     f"{', '.join(PICTURE_FORMATS)}")
                 numbers[id(part.picture)] = len(textures)
                 textures.append(torch.from_numpy(np.array(part.picture.convert("RGB"))).permute(2, 0, 1).float() / 255)
             number = numbers[id(part.picture)]
@@ -319,14 +343,16 @@ def _joined(path: Path, parts: list[_Part]) -> Scan:
         first += count
     scan = Scan(*(torch.from_numpy(np.concatenate(arrays)) for arrays in (vertices, faces, colors)))
     if textures:
-        scan.textures, scan.uv, scan.face_texture = tuple(textures), torch.from_numpy(np.concatenate(uvs)), torch.from_numpy(np.concatenate(which)).long()
+        scan.textures, scan.uv, scan.face_texture = (tuple(textures), torch.from_numpy(np.concatenate(uvs)),
+                                                     torch.from_numpy(np.concatenate(which)).long())
         if not bool(torch.isfinite(scan.uv).all()):
             raise ValueError(f"{path}: holds places in the texture that are not finite, needed numbers")
     return scan
 
 
 def read_scan(path: str | Path) -> Scan:
-    "A mesh file (OBJ, PLY, glTF, STL, OFF) with all its colours, light grey without any. FileNotFoundError or ValueError naming the file, also for a picture or material library that it names and that is not there."
+    """A mesh file (OBJ, PLY, glTF, STL, OFF) with all its colours, light grey without any. FileNotFoundError or
+    ValueError naming the file, also for a picture or material library that it names and that is not there."""
     path = Path(path)
     mesh_parts(path)  # says what is missing before anything is parsed
     read = {".obj": _obj_parts, ".glb": _gltf_parts, ".gltf": _gltf_parts}.get(path.suffix.lower(), _other_parts)

@@ -22,7 +22,8 @@ from transformers import CLIPVisionModelWithProjection
 from ..ground.files import read_picture
 
 try:
-    from transformers import CLIPImageProcessorPil as CLIPImageProcessor  # transformers 5: of its two, the one that resizes as the released model's did
+    # transformers 5: of its two, the one that resizes as the released model's did
+    from transformers import CLIPImageProcessorPil as CLIPImageProcessor
 except ImportError:
     from transformers import CLIPImageProcessor
 
@@ -44,7 +45,8 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 
 def open_photo(photo: str | Path | Image.Image) -> Image.Image:
-    "A photo as 8-bit RGB, or RGBA if it says which pixels are transparent, turned the way it was taken. FileNotFoundError, or ValueError naming the file."
+    """A photo as 8-bit RGB, or RGBA if it says which pixels are transparent, turned the way it was taken.
+    FileNotFoundError, or ValueError naming the file."""
     name = "photo" if isinstance(photo, Image.Image) else str(photo)
     try:
         if not isinstance(photo, Image.Image):
@@ -60,13 +62,15 @@ WHOLE_PICTURE = 0.98  # of the pixels opaque: an alpha that cuts nobody out
 
 
 def cut_out_person(photo: Image.Image) -> Image.Image:
-    "RGBA with the person's alpha: the photo's own if it has one, else drawn by rembg. ImportError if that is needed and missing, ValueError if nobody is found."
+    """RGBA with the person's alpha: the photo's own if it has one, else drawn by rembg. ImportError if that is
+    needed and missing, ValueError if nobody is found."""
     if photo.mode == "RGBA" and (np.asarray(photo)[..., 3] > OPAQUE).mean() < WHOLE_PICTURE:
         return _with_somebody(photo, "its alpha is 0 everywhere")
     try:
         from rembg import remove
     except ImportError:
-        raise ImportError("the photo has no transparent background and no matting network is installed: pip install 'drpose[matting]', or cut the person out yourself and save as PNG") from None
+        raise ImportError("the photo has no transparent background and no matting network is installed: pip install "
+                          "'drpose[matting]', or cut the person out yourself and save as PNG") from None
     return _with_somebody(remove(photo.convert("RGB")).convert("RGBA"), "the matting network found nobody")
 
 
@@ -81,7 +85,8 @@ SMALLEST_PERSON = 16  # pixels of the outline's longer side; less is a speck, no
 
 @dataclass
 class FramedPhoto:
-    "One photo, ready for the model: `body` and `face` (3, S, S) in [0, 1] on white; `alpha` (S, S) in [0, 1] of the body picture."
+    """One photo, ready for the model: `body` and `face` (3, S, S) in [0, 1] on white; `alpha` (S, S) in [0, 1] of
+    the body picture."""
 
     body: Tensor
     face: Tensor
@@ -97,17 +102,21 @@ def _on_white(picture: Image.Image) -> tuple[Tensor, Tensor]:
 
 def frame_person(
     photo: Image.Image,                     # RGBA
-    crop_size: int | None = 740,            # longer side of the outline's box afterwards, pixels of the frame; None = the photo is framed already
+    # longer side of the outline's box afterwards, pixels of the frame; None = the photo is framed already
+    crop_size: int | None = 740,
     frame: int = 768,                       # side of the square frame, pixels
 ) -> FramedPhoto:
-    """Centre and scale a cut-out person by PSHuman's rule (multiview_diffusion, inference framing), and enlarge the head's window for the face view.
+    """Centre and scale a cut-out person by PSHuman's rule (multiview_diffusion, inference framing), and enlarge the
+    head's window for the face view.
 
-    ValueError for an empty outline, one too small to be a person, a `crop_size` outside 1 … frame or, without one, a photo that is not `frame` pixels square."""
+    ValueError for an empty outline, one too small to be a person, a `crop_size` outside 1 … frame or, without one, a
+    photo that is not `frame` pixels square."""
     if photo.mode != "RGBA":
         raise ValueError(f"photo has mode {photo.mode}, needed RGBA; cut the person out first (cut_out_person)")
     if crop_size is None:
         if photo.size != (frame, frame):
-            raise ValueError(f"photo is {photo.width} x {photo.height} pixels, but without crop_size it must already fill the frame of {frame} x {frame}")
+            raise ValueError(f"photo is {photo.width} x {photo.height} pixels, but without crop_size it must already "
+                             f"fill the frame of {frame} x {frame}")
         canvas = _with_somebody(photo, "its alpha is 0 everywhere")
     else:
         if not 1 <= crop_size <= frame:
@@ -132,9 +141,11 @@ def _box(mask: np.ndarray) -> np.ndarray:
 
 
 def person_mask(alpha: np.ndarray) -> np.ndarray:
-    "Which pixels of an alpha (H, W) of 8 bits belong to the person: all that are not 0 in a clean one; without specks and haze in another. ValueError if there is nobody."
+    """Which pixels of an alpha (H, W) of 8 bits belong to the person: all that are not 0 in a clean one; without
+    specks and haze in another. ValueError if there is nobody."""
     if alpha.max(initial=0) < VISIBLE:
-        raise ValueError(f"the photo has an empty mask (its alpha is {int(alpha.max(initial=0))} of 255 at most), so there is no person to show")
+        raise ValueError(f"the photo has an empty mask (its alpha is {int(alpha.max(initial=0))} of 255 at most), so "
+                         "there is no person to show")
     mask, solid = _without_specks(alpha, alpha > 0), _without_specks(alpha, alpha >= VISIBLE)
     box = _box(solid)
     haze = np.abs(_box(mask) - box).max() > FRINGE * (box[2:] - box[:2]).max() + 4
@@ -160,11 +171,13 @@ def _centred(photo: Image.Image, crop_size: int, frame: int) -> Image.Image:
     box = columns.min(), rows.min(), columns.max(), rows.max()  # PSHuman's, without the last row and column
     width, height = int(box[2] - box[0]), int(box[3] - box[1])
     if max(width, height) < SMALLEST_PERSON:
-        raise ValueError(f"the outline in the photo is {width + 1} x {height + 1} pixels, needed at least {SMALLEST_PERSON} on its longer side")
+        raise ValueError(f"the outline in the photo is {width + 1} x {height + 1} pixels, needed at least "
+                         f"{SMALLEST_PERSON} on its longer side")
     scale = crop_size / max(width, height)
     size = max(int(width * scale), 1), max(int(height * scale), 1)
     canvas = Image.new("RGBA", (frame, frame))
-    canvas.paste(photo.crop(tuple(int(edge) for edge in box)).resize(size, Image.Resampling.BICUBIC), ((frame - size[0]) // 2, (frame - size[1]) // 2))
+    canvas.paste(photo.crop(tuple(int(edge) for edge in box)).resize(size, Image.Resampling.BICUBIC),
+                 ((frame - size[0]) // 2, (frame - size[1]) // 2))
     return canvas
 
 # %% ../../nbs/pictures/06_photos.ipynb #0650486f
@@ -182,14 +195,17 @@ def prepare_photo(
     crop_size: int | None = 740,   # as in frame_person
     frame: int = 768,
 ) -> FramedPhoto:
-    "Open, cut out and frame one photo. Errors name the file and are those of the three steps; a person whom the picture's edge cuts off is framed by what there is, with a warning."
+    """Open, cut out and frame one photo. Errors name the file and are those of the three steps; a person whom the
+    picture's edge cuts off is framed by what there is, with a warning."""
     picture = open_photo(photo)
     try:
         cut_out = cut_out_person(picture)
         framed = frame_person(cut_out, crop_size, frame)
         edges = [] if crop_size is None else touched_edges(cut_out)
         if edges:
-            warnings.warn(f"{photo if isinstance(photo, (str, Path)) else 'photo'}: the person reaches the {' and '.join(edges)} edge of the picture, so part of the body may be missing; models of whole bodies draw it shorter or invent it", stacklevel=2)
+            warnings.warn(f"{photo if isinstance(photo, (str, Path)) else 'photo'}: the person reaches the "
+                          f"{' and '.join(edges)} edge of the picture, so part of the body may be missing; models of "
+                          "whole bodies draw it shorter or invent it", stacklevel=2)
         return framed
     except (ValueError, ImportError) as error:
         raise type(error)(f"{photo}: {error}" if isinstance(photo, (str, Path)) else str(error)) from None
@@ -197,7 +213,8 @@ def prepare_photo(
 # %% ../../nbs/pictures/06_photos.ipynb #58f44f36
 @dataclass
 class ClipDescriber:
-    "The four stock parts that turn a picture into class labels: CLIP network, its preprocessing, the mean and standard deviation of its embeddings, and the noise schedule."
+    """The four stock parts that turn a picture into class labels: CLIP network, its preprocessing, the mean and
+    standard deviation of its embeddings, and the noise schedule."""
 
     image_encoder: CLIPVisionModelWithProjection
     feature_extractor: CLIPImageProcessor
@@ -212,18 +229,22 @@ class ClipDescriber:
     def embed(self, pictures: Tensor) -> Tensor:
         "Pictures (N, 3, H, W) in [0, 1] -> embeddings (N, E). They pass through 8 bits, as the released model's did."
         levels = (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        values = self.feature_extractor(images=[Image.fromarray(picture) for picture in levels], return_tensors="pt").pixel_values
+        values = self.feature_extractor(images=[Image.fromarray(picture) for picture in levels],
+                                        return_tensors="pt").pixel_values
         weight = next(self.image_encoder.parameters())
         return self.image_encoder(values.to(self.image_encoder.device, weight.dtype)).image_embeds
 
     def labels(self, embeds: Tensor, noise: Tensor, level: int = 0) -> Tensor:
-        "Embeddings and standard normal noise, both (..., E) -> class labels (..., 2E). ValueError for a level that the schedule does not have."
+        """Embeddings and standard normal noise, both (..., E) -> class labels (..., 2E). ValueError for a level that
+        the schedule does not have."""
         steps = self.image_noising_scheduler.config.num_train_timesteps
         if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level < steps:
             raise ValueError(f"noise_level is {level!r}, needed a whole number from 0 to {steps - 1}")
         shape, flat = embeds.shape, embeds.reshape(-1, embeds.shape[-1])
         levels = torch.full((len(flat),), level, device=flat.device)
         mean, std = (value.to(flat) for value in (self.image_normalizer.mean, self.image_normalizer.std))
-        noisy = self.image_noising_scheduler.add_noise((flat - mean) / std, noise.to(flat).reshape(flat.shape), levels) * std + mean
-        level_embedding = get_timestep_embedding(levels, shape[-1], flip_sin_to_cos=True, downscale_freq_shift=0).to(flat)
+        noisy = self.image_noising_scheduler.add_noise((flat - mean) / std, noise.to(flat).reshape(flat.shape),
+                                                       levels) * std + mean
+        level_embedding = get_timestep_embedding(levels, shape[-1], flip_sin_to_cos=True,
+                                                 downscale_freq_shift=0).to(flat)
         return torch.cat([noisy, level_embedding], dim=-1).reshape(*shape[:-1], -1)

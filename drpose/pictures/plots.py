@@ -43,7 +43,8 @@ def to_image(
     if array.ndim == 2:
         array = array.expand(3, *array.shape)
     if array.ndim != 3 or array.shape[0] != 3 or not torch.isfinite(array).all():
-        raise ValueError(f"to_image: the image has shape {tuple(array.shape)}; (3, H, W) or (H, W) of finite numbers is needed.")
+        raise ValueError(f"to_image: the image has shape {tuple(array.shape)}; (3, H, W) or (H, W) of finite numbers "
+                         "is needed.")
     check_levels(array, "to_image")
     pixels = (array.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(np.ascontiguousarray(pixels))
@@ -54,7 +55,8 @@ def to_image(
 
 
 def save_png(picture: Image.Image, path: str | Path, colors: int | None = None) -> Path:
-    "Writes a PNG, with a palette of so many colours if given (about a third of the bytes). The file appears whole or not at all."
+    """Writes a PNG, with a palette of so many colours if given (about a third of the bytes). The file appears whole
+    or not at all."""
     small = picture if colors is None else picture.quantize(colors, dither=Image.Dither.NONE)
     return write_atomic(path, lambda temporary: small.save(temporary, format="PNG", compress_level=9))
 
@@ -70,8 +72,10 @@ def tint_maps(
     maps: Tensor,   # (J, h, w) in [0, 1], first joints of the SMPL-X list
 ) -> Tensor:        # (3, H, W)
     "The image with the maps laid over it, each in the colour of its joint's side."
-    heat = torch.nn.functional.interpolate(maps[None].to(image.device, torch.float32), image.shape[-2:], mode="bilinear")[0]
-    rgb = torch.tensor([[int(joint_color(j)[i:i + 2], 16) / 255 for i in (1, 3, 5)] for j in range(len(maps))], device=image.device)
+    heat = torch.nn.functional.interpolate(maps[None].to(image.device, torch.float32), image.shape[-2:],
+                                           mode="bilinear")[0]
+    rgb = torch.tensor([[int(joint_color(j)[i:i + 2], 16) / 255 for i in (1, 3, 5)] for j in range(len(maps))],
+                       device=image.device)
     strength, strongest = heat.max(0)                                   # (H, W): the strongest joint paints the pixel
     return image * (1 - strength) + rgb[strongest].permute(2, 0, 1) * strength
 
@@ -92,10 +96,12 @@ def show_views(
     views = views[:, None].expand(-1, 3, -1, -1) if views.ndim == 3 else views
     views = views[None] if views.ndim == 4 else views
     if views.ndim != 5 or views.shape[2] != 3:
-        raise ValueError(f"show_views: views have shape {tuple(views.shape)}; (V, 3, H, W), (V, H, W) or (B, V, 3, H, W) is needed.")
+        raise ValueError(f"show_views: views have shape {tuple(views.shape)}; (V, 3, H, W), (V, H, W) or (B, V, 3, H, "
+                         "W) is needed.")
     titles = view_titles(titles) if isinstance(titles, ViewRig) else titles
     rows, columns = views.shape[:2]
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.2), dpi=65, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.2), dpi=65, squeeze=False,
+                                layout="constrained")
     for b, v in np.ndindex(rows, columns):
         image = views[b, v] if overlay is None else tint_maps(views[b, v], overlay[b, v].detach().cpu())
         axes[b, v].imshow(to_image(image))
@@ -114,15 +120,20 @@ def plot_skeleton(
     size: float = 1.6,                         # inches per panel
 ) -> Figure:
     "Stick figures: one row for each azimuth, one column for each sample; the body's left is orange, its right blue."
-    sets = [None if x is None else torch.as_tensor(x).detach().float().cpu().reshape(-1, *x.shape[-2:]) for x in (truth, joints)]
+    sets = [None if x is None else torch.as_tensor(x).detach().float().cpu().reshape(-1, *x.shape[-2:])
+            for x in (truth, joints)]
     if sets[1].shape[-1] != 3 or sets[1].shape[-2] < len(SKELETON_JOINTS):
-        raise ValueError(f"plot_skeleton: joints have shape {tuple(joints.shape)}; (B, J, 3) with at least {len(SKELETON_JOINTS)} joints is needed.")
+        raise ValueError(f"plot_skeleton: joints have shape {tuple(joints.shape)}; (B, J, 3) with at least "
+                         f"{len(SKELETON_JOINTS)} joints is needed.")
     count = len(sets[1])
-    figure, axes = plt.subplots(len(azimuths), count, figsize=(size * count, size * len(azimuths) + 0.2), dpi=65, squeeze=False, layout="constrained", sharey="col")
+    figure, axes = plt.subplots(len(azimuths), count, figsize=(size * count, size * len(azimuths) + 0.2), dpi=65,
+                                squeeze=False, layout="constrained", sharey="col")
     for (row, column), axis in np.ndenumerate(axes):
         angle = math.radians(azimuths[row])
-        right, toward = torch.tensor([[math.cos(angle), 0.0, -math.sin(angle)], [math.sin(angle), 0.0, math.cos(angle)]])
-        axes_of_view = torch.stack([right, torch.tensor([0.0, 1.0, 0.0]), toward], 1)                # (3, 3): image x, image y, nearness
+        right, toward = torch.tensor([[math.cos(angle), 0.0, -math.sin(angle)],
+                                      [math.sin(angle), 0.0, math.cos(angle)]])
+        # (3, 3): image x, image y, nearness
+        axes_of_view = torch.stack([right, torch.tensor([0.0, 1.0, 0.0]), toward], 1)
         for points, width in zip(sets, (3.0, 1.6), strict=True):
             if points is not None:
                 _draw_bones(axis, (points[column] @ axes_of_view).numpy(), width, faded=width > 2)
@@ -151,7 +162,8 @@ def _block_rows(photo: Tensor, groups: Mapping[str, Tensor], flips: Sequence[boo
     "The rows of one sample: each row is a list of groups, each group a list of images (None = empty)."
     sets = [views[None] if views.ndim == 4 else views for views in groups.values()]     # (D, V, 3, H, W)
     return [[[photo if domain == len(sets[0]) - 1 else None]] +
-            [[image.flip(-1) if flip else image for image, flip in zip(views[domain], flips, strict=True)] for views in sets]
+            [[image.flip(-1) if flip else image for image, flip in zip(views[domain], flips, strict=True)]
+             for views in sets]
             for domain in range(len(sets[0]))]
 
 
@@ -169,19 +181,25 @@ def contact_sheet(
     shapes = {tuple(views.shape) for views in groups.values()}
     shape = next(iter(shapes), ())
     if len(shapes) != 1 or len(shape) not in (5, 6) or shape[0] != len(photos) or shape[-3:] != tuple(photos.shape[1:]):
-        raise ValueError(f"contact_sheet: groups have shapes {sorted(shapes)} and photos {tuple(photos.shape)}; all groups must be (B, V, 3, H, W) or (B, D, V, 3, H, W) with the photos' B, H and W.")
-    if len(photos) == 0 or (labels is not None and len(labels) != len(photos)) or (rig is not None and rig.num_views != shape[-4]):
-        raise ValueError(f"contact_sheet: there are {len(photos)} photos, {'no' if labels is None else len(labels)} labels, {shape[-4]} views and {'no rig' if rig is None else f'a rig of {rig.num_views} views'}; they must agree.")
+        raise ValueError(f"contact_sheet: groups have shapes {sorted(shapes)} and photos {tuple(photos.shape)}; all "
+                         "groups must be (B, V, 3, H, W) or (B, D, V, 3, H, W) with the photos' B, H and W.")
+    if len(photos) == 0 or (labels is not None and len(labels) != len(photos)) or (rig is not None
+            and rig.num_views != shape[-4]):
+        raise ValueError(f"contact_sheet: there are {len(photos)} photos, {'no' if labels is None else len(labels)} "
+                         f"labels, {shape[-4]} views and "
+                         f"{'no rig' if rig is None else f'a rig of {rig.num_views} views'}; they must agree.")
     flips = tuple(rig.mirrored) if rig is not None and rig.mirrored else (False,) * shape[-4]
     names = view_titles(rig) if rig is not None else [""] * shape[-4]
     blocks = [_block_rows(photos[b], {k: v[b] for k, v in groups.items()}, flips) for b in range(len(photos))]
-    sheet = _paste(blocks, ["photo", *groups], names, labels, round(shape[-1] * scale), round(shape[-2] * scale), resample)
+    sheet = _paste(blocks, ["photo", *groups], names, labels, round(shape[-1] * scale), round(shape[-2] * scale),
+                   resample)
     if path is not None:
         save_png(sheet, path, colors)
     return sheet
 
 # %% ../../nbs/pictures/03_plots.ipynb #1fdae7a5
-def _paste(blocks, group_names, view_names, labels, width: int, height: int, resample: str, gap: int = 10) -> Image.Image:
+def _paste(blocks, group_names, view_names, labels, width: int, height: int, resample: str,
+           gap: int = 10) -> Image.Image:
     "Draws the blocks under a header of two lines."
     font, text = _font(max(10, width // 9)), max(10, width // 9) + 4
     header, label_height = text * (2 if any(view_names) else 1) + 2, text if labels is not None else 3
@@ -194,7 +212,8 @@ def _paste(blocks, group_names, view_names, labels, width: int, height: int, res
     for start, count, name in zip(starts, per_group, group_names, strict=True):
         draw.text((start + (count * (width + 1)) / 2, 1), name, fill="black", font=font, anchor="ma")
         for v in range(count if name != group_names[0] else 0):
-            draw.text((start + v * (width + 1) + width / 2, text), view_names[v], fill="#777777", font=font, anchor="ma")
+            draw.text((start + v * (width + 1) + width / 2, text), view_names[v], fill="#777777", font=font,
+                      anchor="ma")
     for b, block in enumerate(blocks):
         top = header + b * block_height
         draw.line([(gap, top), (total_width - gap, top)], fill="#bbbbbb")
@@ -218,19 +237,29 @@ def mesh_figure(
     "A mesh to turn with the mouse, seen from the front, orthographic."
     points = torch.as_tensor(vertices).detach().cpu().numpy().astype(np.float32)
     triangles = torch.as_tensor(faces).detach().cpu().numpy().astype(np.int64)
-    if points.ndim != 2 or points.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3 or triangles.max() >= len(points):
-        raise ValueError(f"mesh_figure: vertices have shape {points.shape} and faces {triangles.shape}; (N, 3) and (F, 3) with indices below N are needed.")
+    if (
+        points.ndim != 2
+        or points.shape[1] != 3
+        or triangles.ndim != 2
+        or triangles.shape[1] != 3
+        or triangles.max() >= len(points)
+    ):
+        raise ValueError(f"mesh_figure: vertices have shape {points.shape} and faces {triangles.shape}; (N, 3) and "
+                         "(F, 3) with indices below N are needed.")
     paint = {"color": "#c8b8a8"}
     if colors is not None:
         levels = (torch.as_tensor(colors).detach().cpu().clamp(0, 1) * 15).round().int().tolist()
         paint = {"vertexcolor": ["#" + "".join(f"{level:x}" for level in color) for color in levels]}
     triangles = triangles.astype(np.uint16 if len(points) < 65536 else np.int32)
-    mesh = go.Mesh3d(x=points[:, 0], y=points[:, 1], z=points[:, 2], i=triangles[:, 0], j=triangles[:, 1], k=triangles[:, 2],
-                     lighting={"ambient": 0.6, "diffuse": 0.6, "specular": 0.05}, lightposition={"x": 0, "y": 100, "z": 200}, hoverinfo="skip", **paint)
+    mesh = go.Mesh3d(x=points[:, 0], y=points[:, 1], z=points[:, 2], i=triangles[:, 0], j=triangles[:, 1],
+                     k=triangles[:, 2],
+                     lighting={"ambient": 0.6, "diffuse": 0.6, "specular": 0.05},
+                     lightposition={"x": 0, "y": 100, "z": 200}, hoverinfo="skip", **paint)
     hidden = {"visible": False}
     camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": {"x": 0, "y": 0, "z": 2}, "projection": {"type": "orthographic"}}
     figure = go.Figure(mesh)
-    figure.update_layout(scene={"xaxis": hidden, "yaxis": hidden, "zaxis": hidden, "aspectmode": "data", "camera": camera}, height=height, margin={"l": 0, "r": 0, "t": 0, "b": 0})
+    figure.update_layout(scene={"xaxis": hidden, "yaxis": hidden, "zaxis": hidden, "aspectmode": "data",
+                                "camera": camera}, height=height, margin={"l": 0, "r": 0, "t": 0, "b": 0})
     return figure
 
 # %% ../../nbs/pictures/03_plots.ipynb #c1d70e93
@@ -256,15 +285,18 @@ def curves(
     "One small panel for each number of the metrics files, against step."
     runs = {"": runs} if isinstance(runs, (str, Path)) else dict(runs)
     tables = {label: read_lines(path, "the metrics of a run") for label, path in runs.items()}
-    found = dict.fromkeys(key for rows in tables.values() for row in rows for key, value in row.items() if is_number(value) and key != "step")
+    found = dict.fromkeys(key for rows in tables.values() for row in rows for key, value in row.items()
+                          if is_number(value) and key != "step")
     keys = [key for key in (keys or found) if key in found]
     if not keys:
         raise ValueError(f"No numbers to draw in {', '.join(str(path) for path in runs.values())}.")
     height = math.ceil(len(keys) / columns)
-    figure, axes = plt.subplots(height, min(columns, len(keys)), figsize=(2.3 * min(columns, len(keys)), 1.7 * height), dpi=65, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(height, min(columns, len(keys)), figsize=(2.3 * min(columns, len(keys)), 1.7 * height),
+                                dpi=65, squeeze=False, layout="constrained")
     for axis, key in zip(axes.flat, keys, strict=False):
         for index, (label, rows) in enumerate(tables.items()):
-            points = np.array([(row.get("step", i), row[key]) for i, row in enumerate(rows) if is_number(row.get(key))], dtype=float).reshape(-1, 2)
+            points = np.array([(row.get("step", i), row[key]) for i, row in enumerate(rows) if is_number(row.get(key))],
+                              dtype=float).reshape(-1, 2)
             _draw_curve(axis, points, smooth, f"C{index}", label)
         axis.set_title(key, fontsize=8)
         axis.tick_params(labelsize=7)

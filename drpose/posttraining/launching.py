@@ -32,9 +32,9 @@ from ..pairs.dataset import PosePairs
 from ..reward.skeleton_predictor import SkeletonPredictor
 from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
 from ..evaluation.benchmarks import Benchmark, load_benchmark, load_scan_benchmark, with_estimates
-from .post_training import (PostTrainConfig, PostTrainResult, condition_pairs, finished, fit_foreground,
-                                               posttrain)
-from .validation import Validator, ValidationSettings, pair_benchmark
+from .post_training import (PostTrainConfig, PostTrainResult, condition_pairs, finished,
+                                               fit_foreground, posttrain)
+from .validation import ValidationSettings, Validator, pair_benchmark
 
 # %% auto #0
 __all__ = ['VALIDATION_SEED', 'JOB', 'RESULT', 'REASON', 'rig_of', 'PostTrainSources', 'validator_of', 'load_sources',
@@ -52,9 +52,11 @@ VALIDATION_SEED = 1  # whom the validator looks at; the benchmarks are drawn wit
 
 @dataclass
 class PostTrainSources:
-    """Where the parts of a post-training run lie: a folder of image-pose pairs, and a folder with `pipeline/`, `predictor/` and, for validation, `judge/` (empty = the embedded tiny models).
+    """Where the parts of a post-training run lie: a folder of image-pose pairs, and a folder with `pipeline/`,
+    `predictor/` and, for validation, `judge/` (empty = the embedded tiny models).
 
-    Whom validation look at: rendered scans with fitted bodies (`everyday`, chapter scans) and held-out pairs (`hard`); both empty = people of the tiny world, for its pipelines only."""
+    Whom validation look at: rendered scans with fitted bodies (`everyday`, chapter scans) and held-out pairs
+    (`hard`); both empty = people of the tiny world, for its pipelines only."""
 
     pairs: str
     models: str = ""
@@ -70,45 +72,67 @@ class PostTrainSources:
     def folder(self) -> Path:
         return Path(self.models) if self.models else embedded_models()
 
-    def held_out(self, config: PostTrainConfig, pipeline: MultiViewPipeline, rig: ViewRig) -> Callable[[], dict[str, Benchmark]]:
-        "Makes the people that validation look at, \"hard\" and \"everyday\". FileNotFoundError or ValueError, at once, naming what is missing."
+    def held_out(self, config: PostTrainConfig, pipeline: MultiViewPipeline,
+                 rig: ViewRig) -> Callable[[], dict[str, Benchmark]]:
+        """Makes the people that validation look at, "hard" and "everyday". FileNotFoundError or ValueError, at once,
+        naming what is missing."""
         people = config.validation_people
         if not self.validation_scans and not self.validation_pairs:
             if pipeline.config.descriptor != "pooled" or rig != TINY_RIG:
-                raise ValueError(f"setting 'validation_every' is {config.validation_every}, but this pipeline is not the tiny world's: name validation_scans and validation_pairs, or use validation_every 0")
-            return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), people, seed=VALIDATION_SEED, rig=rig), pipeline.pose_estimator) for name in ("hard", "everyday")}
-        folders, pairs = sorted(path.parent for path in Path(self.validation_scans).glob(f"*/{POSE_FILE}"))[:people], PosePairs(self.validation_pairs)
-        for name, place, found in (("validation_scans", self.validation_scans, len(folders)), ("validation_pairs", self.validation_pairs, len(pairs))):
+                raise ValueError(f"setting 'validation_every' is {config.validation_every}, but this pipeline is not "
+                                 "the tiny world's: name validation_scans and validation_pairs, or use "
+                                 "validation_every 0")
+            return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), people,
+                                                                seed=VALIDATION_SEED, rig=rig), pipeline.pose_estimator)
+                            for name in ("hard", "everyday")}
+        folders, pairs = (sorted(path.parent for path in Path(self.validation_scans).glob(f"*/{POSE_FILE}"))[:people],
+                          PosePairs(self.validation_pairs))
+        for name, place, found in (("validation_scans", self.validation_scans, len(folders)),
+                                   ("validation_pairs", self.validation_pairs, len(pairs))):
             if found < people:
-                raise ValueError(f"{name} {place!r}: holds {found} people with a known pose, needed {people} (validation_people)")
+                raise ValueError(f"{name} {place!r}: holds {found} people with a known pose, needed {people} "
+                                 "(validation_people)")
         return lambda: {
-            "hard": pair_benchmark("hard", pairs, people, pipeline, load_body(), rig, outlines="silhouette" in read_recipe(config.reward)),
+            "hard": pair_benchmark("hard", pairs, people, pipeline, load_body(), rig,
+                                   outlines="silhouette" in read_recipe(config.reward)),
             "everyday": with_estimates(load_scan_benchmark("everyday", pipeline, folders), pipeline.pose_estimator),
         }
 
 # %% ../../nbs/posttraining/04_launching.ipynb #f710971b
-def validator_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: MultiViewPipeline, rig: ViewRig, foreground: ForegroundMap | None) -> Callable | None:
-    "What makes a run's validator, None without one: people are drawn and pictures decoded where the pipeline is, the evaluation predictor measures on the CPU."
+def validator_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: MultiViewPipeline, rig: ViewRig,
+                 foreground: ForegroundMap | None) -> Callable | None:
+    """What makes a run's validator, None without one: people are drawn and pictures decoded where the pipeline is,
+    the evaluation predictor measures on the CPU."""
     if not config.validation_every:
         return None
     eval_predictor = SkeletonPredictor.from_pretrained(sources.folder / "judge").eval()
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
     return partial(
-        Validator, scheduler=pipeline.scheduler, vae=pipeline.vae, eval_predictor=eval_predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, benchmarks=sources.held_out(config, pipeline, rig),
-        eval_score=RewardSum(eval_predictor, config.reward, foreground=copy.deepcopy(foreground), perceptual=perceptual), settings=ValidationSettings(config.validation_every, config.validation_stop, config.num_inference_steps),
+        Validator, scheduler=pipeline.scheduler, vae=pipeline.vae, eval_predictor=eval_predictor,
+        prompt_embeds=pipeline.prompt_table.embeds, rig=rig, benchmarks=sources.held_out(config, pipeline, rig),
+        eval_score=RewardSum(eval_predictor, config.reward, foreground=copy.deepcopy(foreground),
+                             perceptual=perceptual), settings=ValidationSettings(config.validation_every,
+            config.validation_stop, config.num_inference_steps),
     )  # fmt: skip
 
 
 def load_sources(config: PostTrainConfig, sources: PostTrainSources, device: str | torch.device = "cpu") -> dict:
-    "What `posttrain` takes beside settings and run folder, by name; pictures are encoded on `device`. FileNotFoundError or ValueError naming what is missing or damaged."
+    """What `posttrain` takes beside settings and run folder, by name; pictures are encoded on `device`.
+    FileNotFoundError or ValueError naming what is missing or damaged."""
     pipeline = MultiViewPipeline.from_pretrained(sources.folder / "pipeline").to(device)
-    predictor, rig, body_model = SkeletonPredictor.from_pretrained(sources.folder / "predictor").eval(), rig_of(pipeline), load_body()
+    predictor, rig, body_model = (SkeletonPredictor.from_pretrained(sources.folder / "predictor").eval(),
+                                  rig_of(pipeline), load_body())
     outlines, size = "silhouette" in read_recipe(config.reward), rig.image_size
     foreground = fit_foreground(pipeline.vae, body_model, rig) if outlines else None
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)  # the same noise levels; steps that can be trained
-    data = condition_pairs(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)), outlines=rig if outlines else None)
-    parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor, prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, foreground=foreground)
-    return parts | {"validator": validator_of(config, sources, pipeline, rig, foreground), "start_from": sources.start_from or None}
+    # the same noise levels; steps that can be trained
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False,
+                                          set_alpha_to_one=True)
+    data = condition_pairs(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)),
+                           outlines=rig if outlines else None)
+    parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor,
+                 prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, foreground=foreground)
+    return parts | {"validator": validator_of(config, sources, pipeline, rig, foreground),
+                    "start_from": sources.start_from or None}
 
 # %% ../../nbs/posttraining/04_launching.ipynb #76e0aa6c
 JOB, RESULT = "job.json", "result.json"
@@ -118,7 +142,8 @@ REASON = "post-training ended by "  # marks the line that says why
 def require_processes(accelerator: Accelerator, wanted: int) -> None:
     "RuntimeError unless as many processes run as were asked for."
     if accelerator.num_processes != wanted:
-        raise RuntimeError(f"{wanted} processes were asked for, but {accelerator.num_processes} run; nothing was trained")
+        raise RuntimeError(f"{wanted} processes were asked for, but {accelerator.num_processes} run; nothing was "
+                           "trained")
 
 
 def work(run_path: str | Path) -> None:
@@ -127,7 +152,8 @@ def work(run_path: str | Path) -> None:
     config = config_from(PostTrainConfig, job["config"], str(Path(run_path) / JOB))
     accelerator = new_accelerator(config, Path(run_path))
     require_processes(accelerator, job["processes"])
-    result = posttrain(config, run_path=run_path, accelerator=accelerator, **load_sources(config, PostTrainSources(**job["sources"]), accelerator.device))
+    result = posttrain(config, run_path=run_path, accelerator=accelerator,
+                       **load_sources(config, PostTrainSources(**job["sources"]), accelerator.device))
     if accelerator.is_main_process:
         write_json(Path(run_path) / RESULT, asdict(result.loop))
     accelerator.end_training()  # takes leave of the other processes
@@ -135,10 +161,13 @@ def work(run_path: str | Path) -> None:
 # %% ../../nbs/posttraining/04_launching.ipynb #3d66ab06
 def _start(run_path: Path, processes: int, on_step: Callable[[int], None] | None) -> None:
     "Run the job in processes of its own, passing on what they print. RuntimeError with the reason if it fails."
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "drpose.posttraining.launching", str(run_path)]
-    threads = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m",
+               "drpose.posttraining.launching", str(run_path)]
+    threads = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS",
+            str(max(1, (os.cpu_count() or 1) // processes)))}
     last: deque[str] = deque(maxlen=1000)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | threads) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env=os.environ | threads) as running:
         try:
             for line in running.stdout:
                 last.append(line)
@@ -150,8 +179,10 @@ def _start(run_path: Path, processes: int, on_step: Callable[[int], None] | None
             running.terminate()
             raise
     if running.returncode != 0:
-        reasons = [line.strip().removeprefix(REASON) for line in last if line.startswith(REASON)] or ["no word: it was killed, or ran out of memory"]
-        raise RuntimeError(f"post-training in {processes} processes ended with exit code {running.returncode} after {reasons[0]}; the same call goes on from its last checkpoint")
+        reasons = ([line.strip().removeprefix(REASON) for line in last if line.startswith(REASON)]
+                   or ["no word: it was killed, or ran out of memory"])
+        raise RuntimeError(f"post-training in {processes} processes ended with exit code {running.returncode} after "
+                           f"{reasons[0]}; the same call goes on from its last checkpoint")
 
 # %% ../../nbs/posttraining/04_launching.ipynb #968d9add
 def _read_back(config: PostTrainConfig, unet: MultiViewUNet, run_path: Path) -> PostTrainResult:
@@ -163,17 +194,21 @@ def _read_back(config: PostTrainConfig, unet: MultiViewUNet, run_path: Path) -> 
     return finished(config, unet, None, loop, run_path)
 
 
-def launch(config: PostTrainConfig, sources: PostTrainSources, run_path: str | Path, processes: int = 1, on_step: Callable[[int], None] | None = None) -> PostTrainResult:
-    """Post-train in this process, or in several that `torchrun` starts (gloo on CPUs, NCCL on GPUs); resumes what was interrupted in `run_path`.
+def launch(config: PostTrainConfig, sources: PostTrainSources, run_path: str | Path, processes: int = 1,
+           on_step: Callable[[int], None] | None = None) -> PostTrainResult:
+    """Post-train in this process, or in several that `torchrun` starts (gloo on CPUs, NCCL on GPUs); resumes what
+    was interrupted in `run_path`.
 
-    `on_step(done)` is called here after each step (of several processes: whenever they print a line). ValueError for settings that cannot work, RuntimeError if a process fails or fewer run than were asked for."""
+    `on_step(done)` is called here after each step (of several processes: whenever they print a line). ValueError for
+    settings that cannot work, RuntimeError if a process fails or fewer run than were asked for."""
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes is {processes!r}; it must be a whole number, 1 or larger")
     if processes == 1:
         return posttrain(config, run_path=run_path, on_step=on_step, **load_sources(config, sources, training_device()))
     run_path = Path(run_path).resolve()
     (run_path / RESULT).unlink(missing_ok=True)  # an earlier start's must not pass for this one's
-    write_json(run_path / JOB, {"config": asdict(config), "sources": asdict(sources.absolute()), "processes": processes})
+    write_json(run_path / JOB, {"config": asdict(config), "sources": asdict(sources.absolute()),
+                                "processes": processes})
     _start(run_path, processes, on_step)
     return _read_back(config, MultiViewPipeline.from_pretrained(sources.folder / "pipeline").unet.eval(), run_path)
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
 from ..ground.provenance import digest_of
-from ..ground.trainer import (WHOLE_BATCH, LoopConfig, LoopResult, RunDirectory, BatchPart, Callback, new_accelerator,
-                                   optimise, require)
+from ..ground.trainer import (WHOLE_BATCH, BatchPart, Callback, LoopConfig, LoopResult, RunDirectory,
+                                   new_accelerator, optimise, require)
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
 from ..people.pose_sets import draw_set
 from ..pictures.cameras import TINY_RIG, Framing, ViewRig
@@ -37,7 +37,7 @@ from ..pairs.dataset import PosePairs
 from ..reward.skeleton_predictor import PoseScore, SkeletonPredictor
 from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
 from .reward_gradients import (ESTIMATORS, GRADIENT_POINTS, KL_ON, STEP_CHOICES, Predict,
-                                                  check_scheduler, rollout, async_indices, async_step)
+                                                  async_indices, async_step, check_scheduler, rollout)
 
 # %% auto #0
 __all__ = ['CHECKPOINTING', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrainConfig', 'PairConditions', 'body_masks', 'fit_foreground',
@@ -58,21 +58,28 @@ class PostTrainConfig(LoopConfig):
     trained_steps: int = 2  # K
     early_stop: int = 4  # m: the chain stops at one of its last m steps
     early_stop_least: int = 1  # but no nearer to its end than this; 1 = the method as published
-    base_below: int = 0  # timesteps below this one are drawn by the frozen base (chapter section "hand-over"); 0 = the tuned network draws to the end
+    # timesteps below this one are drawn by the frozen base (chapter section "hand-over"); 0 = the tuned network draws
+    # to the end
+    base_below: int = 0
     step_choice: str = "spaced"  # how drtune picks its K steps: "spaced", "random" or "last"
-    gradient_point: str = "last"  # what the reward sees of a chain that runs to its end: "last" latent or one-jump "estimate"
+    # what the reward sees of a chain that runs to its end: "last" latent or one-jump "estimate"
+    gradient_point: str = "last"
     copies: int = 2  # finished images per sample of draft-lv
     eta: float = 0.0  # fresh noise per sampling step, 0 to 1
     guidance_scale: float = 1.0  # at steps that are not trained; 1 = none
-    reward: str = "maps"  # a recipe of chapter rewards: "maps" (the paper's), "transport", "transport + 0.5 joints3d", …
+    # a recipe of chapter rewards: "maps" (the paper's), "transport", "transport + 0.5 joints3d", …
+    reward: str = "maps"
     reward_radius: float = 0.0  # score the worst latent nearby, root mean square of the step; 0 = off
     perceptual_weights: str = ""  # safetensors file of VGG16, for the term "perceptual"
     kl_weight: float = 1.0  # w_KL
-    kl_on: str = "noise"  # what it compares: "noise" (the paper) or "prediction" (the raw answer); see chapter reward_gradients
+    # what it compares: "noise" (the paper) or "prediction" (the raw answer); see chapter reward_gradients
+    kl_on: str = "noise"
     lora_rank: int = 16  # 0 = train all weights
     lora_alpha: float = 16.0
     lora_targets: str = "all"  # "attention" or "all" (attention, feed-forward and convolutions)
-    checkpointing: str = "none"  # recompute activations in the backward pass to save memory: inside "blocks" of the network, whole "calls" of it, or "both" (memory no longer grows with K)
+    # recompute activations in the backward pass to save memory: inside "blocks" of the network, whole "calls" of it, or
+    # "both" (memory no longer grows with K)
+    checkpointing: str = "none"
     compile_network: bool = False  # torch.compile, for long runs on a GPU
     validation_every: int = 0  # look at held-out people every so many steps (chapter validation); 0 = never
     validation_people: int = 16  # of each kind
@@ -80,39 +87,53 @@ class PostTrainConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.estimator in (*ESTIMATORS, "async"), "estimator", self.estimator, f"one of {', '.join((*ESTIMATORS, 'async'))}")
+        require(self.estimator in (*ESTIMATORS, "async"), "estimator", self.estimator,
+                f"one of {', '.join((*ESTIMATORS, 'async'))}")
         require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "at least 0")
         require(self.kl_on in KL_ON, "kl_on", self.kl_on, f"one of {', '.join(KL_ON)}")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(1 <= self.trained_steps <= self.num_inference_steps, "trained_steps", self.trained_steps, f"between 1 and num_inference_steps = {self.num_inference_steps}")
-        require(1 <= self.early_stop <= self.num_inference_steps, "early_stop", self.early_stop, f"between 1 and num_inference_steps = {self.num_inference_steps}")
-        require(1 <= self.early_stop_least <= self.early_stop, "early_stop_least", self.early_stop_least, f"between 1 and early_stop = {self.early_stop}")
+        require(1 <= self.trained_steps <= self.num_inference_steps, "trained_steps", self.trained_steps,
+                f"between 1 and num_inference_steps = {self.num_inference_steps}")
+        require(1 <= self.early_stop <= self.num_inference_steps, "early_stop", self.early_stop,
+                f"between 1 and num_inference_steps = {self.num_inference_steps}")
+        require(1 <= self.early_stop_least <= self.early_stop, "early_stop_least", self.early_stop_least,
+                f"between 1 and early_stop = {self.early_stop}")
         require(self.step_choice in STEP_CHOICES, "step_choice", self.step_choice, f"one of {', '.join(STEP_CHOICES)}")
-        require(self.checkpointing in CHECKPOINTING, "checkpointing", self.checkpointing, f"one of {', '.join(CHECKPOINTING)}")
-        require(self.gradient_point in GRADIENT_POINTS, "gradient_point", self.gradient_point, f"one of {', '.join(GRADIENT_POINTS)}")
+        require(self.checkpointing in CHECKPOINTING, "checkpointing", self.checkpointing,
+                f"one of {', '.join(CHECKPOINTING)}")
+        require(self.gradient_point in GRADIENT_POINTS, "gradient_point", self.gradient_point,
+                f"one of {', '.join(GRADIENT_POINTS)}")
         require(self.copies >= 1, "copies", self.copies, "at least 1")
         require(0 <= self.eta <= 1, "eta", self.eta, "in [0, 1]")
         require(self.guidance_scale >= 1, "guidance_scale", self.guidance_scale, "at least 1 (none)")
-        require(self.estimator != "async" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale", (self.eta, self.guidance_scale), "0 and 1 for asynchronous rollouts, whose every step is deterministic and trained")
+        require(self.estimator != "async" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale",
+                (self.eta, self.guidance_scale),
+                "0 and 1 for asynchronous rollouts, whose every step is deterministic and trained")
         terms = read_recipe(self.reward)
-        require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights, "a file for a reward with the term perceptual, empty for any other")
+        require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights,
+                "a file for a reward with the term perceptual, empty for any other")
         require(self.reward_radius >= 0, "reward_radius", self.reward_radius, "at least 0")
         require(self.validation_every >= 0, "validation_every", self.validation_every, "at least 0 (0 = never)")
-        require(self.validation_people >= 4, "validation_people", self.validation_people, "at least 4: fewer have no standard error worth the name")
+        require(self.validation_people >= 4, "validation_people", self.validation_people,
+                "at least 4: fewer have no standard error worth the name")
         require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "at least 0 (0 trains all weights)")
         require(self.lora_targets in ("attention", "all"), "lora_targets", self.lora_targets, "'attention' or 'all'")
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #242d3eff
 @dataclass
 class PairConditions:
-    "What post-training reads, for N pairs: photo latents (N, 4, h, w) or (N, V, C, h, w), descriptors (N, P) or (N, D, V, P), joints (N, 23, 3) in the photo's frame, for outlines in the reward the body's coverage (N, V, h, w) in [0, 1], and what the model is told of the joints (N, 23, 3), None: nothing."
+    """What post-training reads, for N pairs: photo latents (N, 4, h, w) or (N, V, C, h, w), descriptors (N, P) or
+    (N, D, V, P), joints (N, 23, 3) in the photo's frame, for outlines in the reward the body's coverage (N, V, h,
+    w) in [0, 1], and what the model is told of the joints (N, 23, 3), None: nothing."""
 
     photos: Tensor
     descriptors: Tensor
     joints: Tensor
     masks: Tensor | None = None
     given: Tensor | None = None
-    made_from: str = ""  # digest of the pairs' content, where they come from files: what a network makes of a photo differs in the last bits between machines
+    # digest of the pairs' content, where they come from files: what a network makes of a photo differs in the last bits
+    # between machines
+    made_from: str = ""
 
     def __len__(self) -> int:
         return len(self.joints)
@@ -128,11 +149,13 @@ OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell a
 def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig, cells: int) -> Tensor:
     "Share of each latent cell that the naked body covers, (B, V, cells, cells), on the body model's device."
     device = place_of(body_model)
-    drawn = rasterize(framing.to(device).apply(body_model(pose.to(device)).vertices), body_model.faces, rig.resized(OUTLINE_FACTOR * cells))
+    drawn = rasterize(framing.to(device).apply(body_model(pose.to(device)).vertices), body_model.faces,
+                      rig.resized(OUTLINE_FACTOR * cells))
     return F.avg_pool2d((drawn.pix_to_face >= 0).float(), OUTLINE_FACTOR)
 
 
-def fit_foreground(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RIG, people: int = 32, seed: int = 0) -> ForegroundMap:
+def fit_foreground(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RIG, people: int = 32,
+                   seed: int = 0) -> ForegroundMap:
     "What tells body from background in a latent, learnt from rendered everyday people."
     rendered = list(render_set(draw_set("everyday", people, seed, body_model), body_model, rig))
     latents = LatentSet.cat([encode_set(vae, part) for part in rendered]).latents.float()
@@ -141,8 +164,10 @@ def fit_foreground(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TIN
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #9c1e7a42
 @torch.no_grad()
-def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel, batch_size: int = 64, outlines: ViewRig | None = None) -> PairConditions:
-    "What `pipeline` takes as conditioning for all pictures of `pairs`, and the pairs' joints in the pictures' frames; with `outlines`, also the body's coverage in the views of that rig."
+def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel, batch_size: int = 64,
+                    outlines: ViewRig | None = None) -> PairConditions:
+    """What `pipeline` takes as conditioning for all pictures of `pairs`, and the pairs' joints in the pictures'
+    frames; with `outlines`, also the body's coverage in the views of that rig."""
     config, noise, columns = pipeline.unet.config, seeded_generator("descriptors"), []
     size, seen = config.sample_size * pixels_per_cell(pipeline.vae), hashlib.sha256()
     for start in range(0, len(pairs), batch_size):
@@ -153,14 +178,27 @@ def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: B
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
         pictures = framed_pictures(images, size, config.face_view)
         condition, estimated = pipeline.condition(pictures, noise, 0), pipeline.estimate(pictures)
-        joints = torch.cat([item["framing"].apply(body_model.joints(item["pose"].to(place_of(body_model)))[:, list(SKELETON_JOINTS)].cpu()) for item in items])
-        masks = {} if outlines is None else {"masks": torch.cat([body_masks(item["pose"], item["framing"], body_model, outlines, config.sample_size).cpu() for item in items])}
-        columns.append({"photos": condition.condition_latents.float().cpu(), "descriptors": condition.class_labels.float().cpu(), "joints": joints} | masks | ({} if estimated is None else {"given": estimated.cpu()}))
-    made_from = digest_of(seen.hexdigest(), *(part for part in (pipeline.vae, pipeline.image_encoder, pipeline.pose_estimator) if part is not None))
-    return PairConditions(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]}, made_from=made_from)
+        joints = torch.cat(
+            [
+                item["framing"].apply(
+                    body_model.joints(item["pose"].to(place_of(body_model)))[:, list(SKELETON_JOINTS)].cpu()
+                )
+                for item in items
+            ]
+        )
+        masks = ({} if outlines is None else {"masks": torch.cat([body_masks(item["pose"], item["framing"], body_model,
+                outlines, config.sample_size).cpu() for item in items])})
+        columns.append({"photos": condition.condition_latents.float().cpu(),
+                        "descriptors": condition.class_labels.float().cpu(), "joints": joints} | masks
+                       | ({} if estimated is None else {"given": estimated.cpu()}))
+    made_from = digest_of(seen.hexdigest(), *(part for part in (pipeline.vae, pipeline.image_encoder,
+                                                                pipeline.pose_estimator) if part is not None))
+    return PairConditions(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]},
+                          made_from=made_from)
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #4d9c6138
-OTHER_LAYERS = r".*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2|conv1|conv2|conv_shortcut|time_emb_proj)|conv_out"  # what "all" adapts beside attention
+# what "all" adapts beside attention
+OTHER_LAYERS = r".*(proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2|conv1|conv2|conv_shortcut|time_emb_proj)|conv_out"
 
 
 def _start_from(unet: MultiViewUNet, config: PostTrainConfig, folder: Path) -> None:
@@ -169,19 +207,25 @@ def _start_from(unet: MultiViewUNet, config: PostTrainConfig, folder: Path) -> N
     settings = lora_settings(folder / LORA_FILE)
     for name, wanted in (("r", config.lora_rank), ("lora_alpha", config.lora_alpha)):
         if settings[name] != wanted:
-            raise ValueError(f"{folder / LORA_FILE}: has {name} = {settings[name]}, and the run lora_{'rank' if name == 'r' else 'alpha'} = {wanted}; a run that starts from an adapter goes on with its size")
+            raise ValueError(f"{folder / LORA_FILE}: has {name} = {settings[name]}, and the run "
+                             f"lora_{'rank' if name == 'r' else 'alpha'} = {wanted}; a run that starts from an "
+                             "adapter goes on with its size")
 
 
-def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens: int = 1, start_from: str | Path | None = None) -> MultiViewUNet | None:
-    "Make `unet` trainable as configured: a LoRA, zero-initialised or the one in the folder `start_from` (returns None), or all weights (returns a frozen copy of the start)."
+def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens: int = 1,
+                    start_from: str | Path | None = None) -> MultiViewUNet | None:
+    """Make `unet` trainable as configured: a LoRA, zero-initialised or the one in the folder `start_from` (returns
+    None), or all weights (returns a frozen copy of the start)."""
     unet.requires_grad_(False)
     if config.checkpointing in ("blocks", "both"):
         unet.enable_gradient_checkpointing()
     if config.lora_rank == 0:
         if start_from is not None:
-            raise ValueError(f"start_from is {str(start_from)!r}, an adapter, but lora_rank 0 trains all weights; load the adapter into the network before")
+            raise ValueError(f"start_from is {str(start_from)!r}, an adapter, but lora_rank 0 trains all weights; "
+                             "load the adapter into the network before")
         base = copy.deepcopy(unet).eval()
-        idle = set(idle_parameters(unet)) if prompt_tokens == 1 else set()  # processes that wait for a gradient which never comes would wait forever
+        # processes that wait for a gradient which never comes would wait forever
+        idle = set(idle_parameters(unet)) if prompt_tokens == 1 else set()
         idle.add("conv_skeleton.weight")  # how the network takes a pose stays as it is, also where no pose is given
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_(name not in idle)
@@ -189,14 +233,16 @@ def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens:
     pattern = lora_targets(prompt_tokens) + (f"|{OTHER_LAYERS}" if config.lora_targets == "all" else "")
     torch.manual_seed(config.seed)  # peft draws the A matrices from the global generator
     if start_from is None:
-        unet.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern, init_lora_weights="gaussian"))
+        unet.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=pattern,
+                                    init_lora_weights="gaussian"))
     else:
         _start_from(unet, config, Path(start_from))
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_("lora_" in name)
     for parameter in unet.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()  # the network may be in half precision; what is trained must not be, or small steps round to nothing
+            # the network may be in half precision; what is trained must not be, or small steps round to nothing
+            parameter.data = parameter.data.float()
     return None
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #16f614be
@@ -204,14 +250,19 @@ def check_handover(timesteps: tuple[int, ...], config: PostTrainConfig) -> None:
     "ValueError if a step that may be trained is drawn by the base, where it would get no gradient."
     last = len(timesteps) - (config.early_stop_least if config.estimator in ("drtune", "refl", "async") else 1)
     if timesteps[last] < config.base_below:
-        raise ValueError(f"base_below is {config.base_below}, but {config.estimator} may train step {last + 1} of {len(timesteps)} at timestep {timesteps[last]}, which the base would draw; use base_below <= {timesteps[last]} or a larger early_stop_least")
+        raise ValueError(f"base_below is {config.base_below}, but {config.estimator} may train step {last + 1} of "
+                         f"{len(timesteps)} at timestep {timesteps[last]}, which the base would draw; use base_below "
+                         f"<= {timesteps[last]} or a larger early_stop_least")
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #108a86c3
 class TrainingSamples:
-    "The people in front of the camera: which pair, which noise and which networks belong to a sample, by the update at which it started and its slot in the batch."
+    """The people in front of the camera: which pair, which noise and which networks belong to a sample, by the
+    update at which it started and its slot in the batch."""
 
-    def __init__(self, drawing: HandOver, data: PairConditions, prompt_embeds: Tensor, seed: int, guidance_scale: float = 1.0, rig: ViewRig = TINY_RIG):
-        self.drawing, self.data, self.prompt_embeds, self.seed, self.guidance_scale, self.rig = drawing, data, prompt_embeds, seed, guidance_scale, rig
+    def __init__(self, drawing: HandOver, data: PairConditions, prompt_embeds: Tensor, seed: int,
+                 guidance_scale: float = 1.0, rig: ViewRig = TINY_RIG):
+        self.drawing, self.data, self.prompt_embeds, self.seed, self.guidance_scale, self.rig = (drawing, data,
+                prompt_embeds, seed, guidance_scale, rig)
         self.shape = (*prompt_embeds.shape[:2], 4, *data.photos.shape[-2:])  # (D, V, 4, h, w) of one sample
 
     def pair(self, update: int, slot: int) -> int:
@@ -224,8 +275,11 @@ class TrainingSamples:
 
     def networks(self, pairs: list[int], device: torch.device) -> dict[str, Predict | None]:
         "The tuned network, the base, and who draws what is not trained, looking at the photos of `pairs`."
-        photos, descriptors, prompts = (value.to(device) for value in (self.data.photos[pairs], self.data.descriptors[pairs], self.prompt_embeds))
-        maps = skeleton_input(self.drawing.unet, None if self.data.given is None else self.data.given[pairs].to(device), self.rig)
+        photos, descriptors, prompts = (value.to(device)
+                                        for value in (self.data.photos[pairs], self.data.descriptors[pairs],
+                                                      self.prompt_embeds))
+        maps = skeleton_input(self.drawing.unet, None if self.data.given is None else self.data.given[pairs].to(device),
+                              self.rig)
         condition = Condition(photos, descriptors, prompts, maps)
 
         def look(network, guidance_scale: float = 1.0) -> Predict:
@@ -238,13 +292,17 @@ class TrainingSamples:
 class _Drawings(nn.Module):
     "From noise, or from samples under way, to the images that the reward sees."
 
-    def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, scheduler: DDIMScheduler, score: PoseScore, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, config: PostTrainConfig):
+    def __init__(self, unet: MultiViewUNet, base: MultiViewUNet | None, scheduler: DDIMScheduler, score: PoseScore,
+                 data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, config: PostTrainConfig):
         super().__init__()
-        self.unet, self.score, self.scheduler, self.rig, self.config = unet, score, scheduler, rig.resized(data.photos.shape[-1]), config
+        self.unet, self.score, self.scheduler, self.rig, self.config = (unet, score, scheduler,
+                rig.resized(data.photos.shape[-1]), config)
         drawing = HandOver(unet, base, config.base_below)
-        self.training_samples = TrainingSamples(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)  # not a module: the frozen copy inside is neither wrapped nor counted as trainable
+        # not a module: the frozen copy inside is neither wrapped nor counted as trainable
+        self.training_samples = TrainingSamples(drawing, data, prompt_embeds, config.seed, config.guidance_scale, rig)
         if config.estimator == "async":
-            self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size, *self.training_samples.shape))
+            self.register_buffer("samples", torch.zeros(config.accumulate, config.batch_size,
+                                                        *self.training_samples.shape))
 
     @property
     def device(self) -> torch.device:
@@ -253,13 +311,18 @@ class _Drawings(nn.Module):
     def _rollout(self, update: int, slots: list[int]) -> tuple[Tensor, list[int], Tensor]:
         "From noise to images (n B, D, V, 4, h, w) for the reward, with the pairs (B) that they show and KL terms (B,)."
         config, device = self.config, self.device
-        pairs, noise = [self.training_samples.pair(update, slot) for slot in slots], torch.stack([self.training_samples.noise(update, slot) for slot in slots])
+        pairs, noise = ([self.training_samples.pair(update, slot) for slot in slots],
+                        torch.stack([self.training_samples.noise(update, slot) for slot in slots]))
         run = rollout(
-            scheduler=self.scheduler, noise=noise.to(device), estimator=config.estimator, num_inference_steps=config.num_inference_steps,
+            scheduler=self.scheduler, noise=noise.to(device), estimator=config.estimator,
+            num_inference_steps=config.num_inference_steps,
             trained_steps=config.trained_steps, early_stop=config.early_stop, early_stop_least=config.early_stop_least,
-            generator=seeded_generator(config.seed, update, "plan"), kl_on=config.kl_on, eta=config.eta, copies=config.copies,
-            step_choice=config.step_choice, gradient_point=config.gradient_point, checkpoint_steps=config.checkpointing in ("calls", "both"),
-            noise_generators=[seeded_generator(config.seed, update, slot, "fresh") for slot in slots], **self.training_samples.networks(pairs, device),
+            generator=seeded_generator(config.seed, update, "plan"), kl_on=config.kl_on, eta=config.eta,
+            copies=config.copies,
+            step_choice=config.step_choice, gradient_point=config.gradient_point,
+            checkpoint_steps=config.checkpointing in ("calls", "both"),
+            noise_generators=[seeded_generator(config.seed, update, slot, "fresh") for slot in slots],
+            **self.training_samples.networks(pairs, device),
         )  # fmt: skip
         return run.latents, pairs, run.kl
 
@@ -267,12 +330,14 @@ class _Drawings(nn.Module):
         "The same for samples under way: images (B, D, V, 4, h, w), pairs (B), KL terms (B,)."
         table, samples = check_scheduler(self.scheduler, self.config.num_inference_steps), self.samples[part.micro]
         indices = async_indices(update, len(slots) * part.count, len(table) + 1 - self.config.early_stop_least)[slots]
-        pairs = [self.training_samples.pair(update - index, slot) for slot, index in zip(slots, indices.tolist(), strict=True)]
+        pairs = [self.training_samples.pair(update - index, slot)
+                 for slot, index in zip(slots, indices.tolist(), strict=True)]
         for place in torch.nonzero(indices == 0).flatten().tolist():
             samples[place] = self.training_samples.noise(update, slots[place])
         now = samples.clone()
         networks = self.training_samples.networks(pairs, now.device)
-        step = async_step(networks["predict"], table, now, indices, networks["base_predict"], self.config.kl_on, self.config.checkpointing in ("calls", "both"))
+        step = async_step(networks["predict"], table, now, indices, networks["base_predict"], self.config.kl_on,
+                          self.config.checkpointing in ("calls", "both"))
         finite = torch.isfinite(step.following).flatten(1).all(1)  # a sample with a broken answer stays where it was
         samples.copy_(torch.where(finite.reshape(-1, 1, 1, 1, 1, 1), step.following, now))
         return step.latents, pairs, step.kl
@@ -283,13 +348,16 @@ class PostTrainLoss(_Drawings):
 
     def sources(self) -> dict:
         "What a run depends on beside its settings."
-        return {"network": self.unet, "reward": [type(self.score).__name__, self.score], "pairs": self.training_samples.data.digest(), "prompts": self.training_samples.prompt_embeds, "scheduler": json.loads(self.scheduler.to_json_string())}
+        return {"network": self.unet, "reward": [type(self.score).__name__, self.score],
+                "pairs": self.training_samples.data.digest(), "prompts": self.training_samples.prompt_embeds,
+                "scheduler": json.loads(self.scheduler.to_json_string())}
 
     def forward(self, update: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of one part of an update; logs the reward and the KL term."
         first = part.index * self.config.batch_size
         slots = list(range(first, first + self.config.batch_size))
-        images, pairs, kl = self._async_rollout(update, slots, part) if self.config.estimator == "async" else self._rollout(update, slots)
+        images, pairs, kl = (self._async_rollout(update, slots, part) if self.config.estimator == "async"
+                             else self._rollout(update, slots))
         with torch.autocast(images.device.type, enabled=False):
             reward = self.reward(images, pairs).mean()
         kl = kl.mean()
@@ -305,7 +373,8 @@ class PostTrainLoss(_Drawings):
 # %% ../../nbs/posttraining/02_post_training.ipynb #d0e4f507
 @dataclass
 class PostTrainResult:
-    "The tuned network (EMA weights in place), what to call when sampling (the adapter folded in; hands over to the base), what the loop did, and where the adapter (None for full weights) lies."
+    """The tuned network (EMA weights in place), what to call when sampling (the adapter folded in; hands over to the
+    base), what the loop did, and where the adapter (None for full weights) lies."""
 
     unet: MultiViewUNet
     drawing: HandOver
@@ -313,12 +382,15 @@ class PostTrainResult:
     adapter: Path | None
 
 
-def pose_reward(config: PostTrainConfig, predictor: SkeletonPredictor, data: PairConditions, foreground: ForegroundMap | None = None) -> RewardSum:
+def pose_reward(config: PostTrainConfig, predictor: SkeletonPredictor, data: PairConditions,
+                foreground: ForegroundMap | None = None) -> RewardSum:
     "The reward that `config` asks for. ValueError if it needs outlines and `data` or `foreground` is without."
     if "silhouette" in read_recipe(config.reward) and (data.masks is None or foreground is None):
-        raise ValueError(f"setting 'reward' is {config.reward!r}, but the term silhouette needs outlines: condition_pairs(..., outlines=rig) and foreground=ForegroundMap.fit(latents, masks)")
+        raise ValueError(f"setting 'reward' is {config.reward!r}, but the term silhouette needs outlines: "
+                         "condition_pairs(..., outlines=rig) and foreground=ForegroundMap.fit(latents, masks)")
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
-    return RewardSum(predictor, config.reward, foreground=foreground, perceptual=perceptual, radius=config.reward_radius)
+    return RewardSum(predictor, config.reward, foreground=foreground, perceptual=perceptual,
+                     radius=config.reward_radius)
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #c4cf90ae
 def _save_trained(unet: MultiViewUNet, folder: Path, config: PostTrainConfig) -> None:
@@ -329,21 +401,30 @@ def _save_trained(unet: MultiViewUNet, folder: Path, config: PostTrainConfig) ->
     (folder / ".unet.partial").rename(folder / "unet")
 
 
-def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet | None, loop: LoopResult, folder: Path) -> PostTrainResult:
-    "What a run that ended in `folder` hands on: `unet` carries what was learnt; `base` is its start, None where that is `unet` without its adapter."
+def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet | None, loop: LoopResult,
+             folder: Path) -> PostTrainResult:
+    """What a run that ended in `folder` hands on: `unet` carries what was learnt; `base` is its start, None where
+    that is `unet` without its adapter."""
     unet.requires_grad_(False)
     if config.lora_rank == 0:
         return PostTrainResult(unet, HandOver(unet, base, config.base_below), loop, None)
-    return PostTrainResult(unet, HandOver(merged(unet), without_adapters(unet), config.base_below), loop, folder / "lora")
+    return PostTrainResult(unet, HandOver(merged(unet), without_adapters(unet), config.base_below), loop,
+                           folder / "lora")
 
 
-def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor, data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
-              on_step: Callable[[int], None] | None = None, foreground: ForegroundMap | None = None, score: PoseScore | None = None, validator: Callable[[HandOver, PoseScore, RunDirectory], Callback] | None = None,
+def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor,
+              data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
+              on_step: Callable[[int], None] | None = None, foreground: ForegroundMap | None = None,
+              score: PoseScore | None = None, validator: Callable[[HandOver, PoseScore, RunDirectory], Callback]
+              | None = None,
               accelerator: Accelerator | None = None, start_from: str | Path | None = None) -> PostTrainResult:
     """Post-train `unet` so that what it draws from each photo shows the pose in it (DrPose, section on post-training).
 
-    Resumes from `run_path` if a run with the same settings and inputs was interrupted there; a finished one goes on if `steps` was raised. `start_from`: folder of an adapter to go on from in a new run. `foreground` is needed by rewards with outlines; `score` is a reward of your own in place of `config.reward`;
-    `validator` makes who looks at the model while it trains (chapter validation). Under torchrun every process calls this alike; see chapter launching.
+    Resumes from `run_path` if a run with the same settings and inputs was interrupted there; a finished one goes on
+    if `steps` was raised. `start_from`: folder of an adapter to go on from in a new run. `foreground` is needed by
+    rewards with outlines; `score` is a reward of your own in place of `config.reward`;
+    `validator` makes who looks at the model while it trains (chapter validation). Under torchrun every process calls
+    this alike; see chapter launching.
     Raises ValueError for settings or a scheduler that cannot work."""
     check_handover(check_scheduler(scheduler, config.num_inference_steps).timesteps, config)
     if len(data) == 0:
@@ -351,12 +432,14 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     score = score or pose_reward(config, predictor, data, foreground)
     accelerator = accelerator or new_accelerator(config, Path(run_path))
     with accelerator.main_process_first():
-        run = RunDirectory(run_path, config, {"adapter to start from": None if start_from is None else Path(start_from) / LORA_FILE})
+        run = RunDirectory(run_path, config, {"adapter to start from": None if start_from is None
+                                              else Path(start_from) / LORA_FILE})
     base = prepare_weights(unet, config, prompt_embeds.shape[2], start_from)
     unet.eval()  # no dropout; gradient checkpointing depends on gradients being on, not on training mode
     if config.compile_network:
         unet.compile()
-    loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score, data, prompt_embeds, rig, config)
+    loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score, data,
+                         prompt_embeds, rig, config)
     callback = None if validator is None else validator(loss.training_samples.drawing, score, run)
     result = optimise(run, loss, config, "posttrain", accelerator, on_step, callback)
     if accelerator.is_main_process:

@@ -24,7 +24,8 @@ class StepTable:
     """A DDIM schedule as plain numbers, one entry per step, noisiest step first.
 
     One step is `next = keep * sample + gain * prediction + sigma * noise`; the image seen from it in one jump is
-    `image_keep * sample + image_gain * prediction`; the forward process there is `signal * image + noise_level * noise`.
+    `image_keep * sample + image_gain * prediction`; the forward process there is `signal * image + noise_level *
+    noise`.
     """
 
     timesteps: tuple[int, ...]       # what the network is told, T numbers in [0, num_train_timesteps)
@@ -35,7 +36,8 @@ class StepTable:
     sigma: tuple[float, ...]        # s, zero when eta is 0
     image_keep: tuple[float, ...]    # the same two numbers for the one-jump estimate of the image
     image_gain: tuple[float, ...]
-    noise_gain: tuple[float, ...]    # how far the noise seen from it moves with the answer: 1 for "epsilon", signal for "v_prediction"
+    # how far the noise seen from it moves with the answer: 1 for "epsilon", signal for "v_prediction"
+    noise_gain: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -46,14 +48,16 @@ def step_table(
     num_inference_steps: int,     # T
     eta: float = 0.0,             # 0 deterministic (DDIM) … 1 as noisy as DDPM
 ) -> StepTable:
-    "The numbers of every DDIM step, with the same rule for the next level as `DDIMScheduler.step` (DDIM, equations 12 and 16)."
+    """The numbers of every DDIM step, with the same rule for the next level as `DDIMScheduler.step` (DDIM, equations
+    12 and 16)."""
     own = copy.copy(scheduler)                       # set_timesteps must not reach the caller's object
     own.set_timesteps(num_inference_steps)
     timesteps = own.timesteps.cpu()
     following = timesteps - own.config.num_train_timesteps // num_inference_steps
     table = own.alphas_cumprod.cpu().double()
     here = table[timesteps]
-    there = torch.where(following >= 0, table[following.clamp(min=0)], torch.as_tensor(own.final_alpha_cumprod).double())
+    there = torch.where(following >= 0, table[following.clamp(min=0)],
+                        torch.as_tensor(own.final_alpha_cumprod).double())
     cos, sin = here.sqrt(), (1 - here).sqrt()
     sigma = eta * ((1 - there) / (1 - here) * (1 - here / there)).clamp(min=0).sqrt()
     if own.config.prediction_type == "epsilon":
@@ -77,28 +81,36 @@ def check_scheduler(
     eta: float = 0.0,
     leverage_floor: float = 0.03,     # smallest allowed |gain| of the last step
 ) -> StepTable:
-    "The schedule's `StepTable`, after making sure that gradients can flow through it. Raises ValueError with the setting to change."
+    """The schedule's `StepTable`, after making sure that gradients can flow through it. Raises ValueError with the
+    setting to change."""
     if not isinstance(scheduler, DDIMScheduler):
-        raise ValueError(f"scheduler must be a diffusers DDIMScheduler, found {type(scheduler).__name__}; build one with drpose.multiview.pipeline.default_scheduler().")
+        raise ValueError(f"scheduler must be a diffusers DDIMScheduler, found {type(scheduler).__name__}; build one "
+                         "with drpose.multiview.pipeline.default_scheduler().")
     config = scheduler.config
     for flag in ("clip_sample", "thresholding"):
         if config[flag]:
             raise ValueError(f"scheduler has {flag}=True, which gives clamped values no gradient; set {flag}=False.")
     if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ValueError(f"scheduler has prediction_type={config.prediction_type!r}; 'epsilon' or 'v_prediction' is needed.")
-    _require("num_inference_steps", num_inference_steps, 1, config.num_train_timesteps, "the scheduler has no more training timesteps")
+        raise ValueError(f"scheduler has prediction_type={config.prediction_type!r}; 'epsilon' or 'v_prediction' is "
+                         "needed.")
+    _require("num_inference_steps", num_inference_steps, 1, config.num_train_timesteps,
+             "the scheduler has no more training timesteps")
     if not eta >= 0:
         raise ValueError(f"eta is {eta}; it must be 0 (deterministic) or larger.")
     table = step_table(scheduler, num_inference_steps, eta)
     if config.prediction_type == "epsilon" and min(table.signal) < 1e-3:
-        raise ValueError("scheduler starts from pure noise, where an 'epsilon' prediction says nothing about the image; use prediction_type='v_prediction' or rescale_betas_zero_snr=False.")
+        raise ValueError("scheduler starts from pure noise, where an 'epsilon' prediction says nothing about the "
+                         "image; use prediction_type='v_prediction' or rescale_betas_zero_snr=False.")
     if abs(table.gain[-1]) < leverage_floor:
         fix = "use fewer steps" if config.timestep_spacing == "trailing" else "set timestep_spacing='trailing'"
-        raise ValueError(f"the last of {num_inference_steps} steps (t={table.timesteps[-1]}) moves the image by only {abs(table.gain[-1]):.3f} per unit of the network's answer, {leverage_floor} is needed; {fix}.")
+        raise ValueError(f"the last of {num_inference_steps} steps (t={table.timesteps[-1]}) moves the image by only "
+                         f"{abs(table.gain[-1]):.3f} per unit of the network's answer, {leverage_floor} is needed; "
+                         f"{fix}.")
     return table
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #24869fc7
-GRADIENT_POINTS = ("last", "estimate")   # what the reward sees of a chain that runs to its end: its last latent, or the one-jump estimate from its last step
+# what the reward sees of a chain that runs to its end: its last latent, or the one-jump estimate from its last step
+GRADIENT_POINTS = ("last", "estimate")
 
 
 def step_coefficients(
@@ -107,7 +119,8 @@ def step_coefficients(
     stop: int,                     # the last step that runs
     gradient_point: str = "last",  # one of GRADIENT_POINTS; a chain that is stopped early always shows its estimate
 ) -> tuple[float, float, float]:
-    "(keep, gain, sigma) of one step: the sampler's own line, or the one-jump image estimate where the chain is stopped early."
+    """(keep, gain, sigma) of one step: the sampler's own line, or the one-jump image estimate where the chain is
+    stopped early."""
     if index == stop and (stop < len(table) - 1 or gradient_point == "estimate"):
         return table.image_keep[index], table.image_gain[index], 0.0
     return table.keep[index], table.gain[index], table.sigma[index]
@@ -129,11 +142,14 @@ def gradient_weights(
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #614c2635
 @dataclass(frozen=True)
 class Plan:
-    "What one rollout does. Steps are indices, 0 = noisiest. The whole batch shares one plan, since a network call serves one timestep."
+    """What one rollout does. Steps are indices, 0 = noisiest. The whole batch shares one plan, since a network call
+    serves one timestep."""
 
     trained: tuple[int, ...]    # steps whose network call keeps its graph; all others run under no_grad
-    stop: int                   # last step that runs; earlier than T - 1 means that the reward sees the one-jump image estimate
-    cut_input: bool = False     # True: the network input is detached at every step, so gradient takes the linear path only
+    # last step that runs; earlier than T - 1 means that the reward sees the one-jump image estimate
+    stop: int
+    # True: the network input is detached at every step, so gradient takes the linear path only
+    cut_input: bool = False
     copies: int = 1             # finished images per sample; above 1, the last step is repeated from fresh noise
 
 
@@ -150,13 +166,15 @@ class PlanSettings:
     steps: int                   # T
     trained_steps: int = 2       # K
     early_stop: int = 4          # m
-    early_stop_least: int = 1    # the chain stops at one of the steps counted early_stop_least … early_stop from its end
+    # the chain stops at one of the steps counted early_stop_least … early_stop from its end
+    early_stop_least: int = 1
     step_choice: str = "spaced"  # a key of STEP_CHOICES
     copies: int = 2              # finished images per sample
 
     def stop(self, generator: torch.Generator | None) -> int:
         "The last step that runs, drawn."
-        _require("early_stop", self.early_stop, 1, self.steps, f"a chain of {self.steps} steps has no more to leave out and still shows the reward an image")
+        _require("early_stop", self.early_stop, 1, self.steps,
+                 f"a chain of {self.steps} steps has no more to leave out and still shows the reward an image")
         _require("early_stop_least", self.early_stop_least, 1, self.early_stop, f"early_stop is {self.early_stop}")
         return self.steps - _draw(self.early_stop_least, self.early_stop, generator)
 
@@ -189,7 +207,8 @@ STEP_CHOICES = {"spaced": spaced_steps, "random": random_steps, "last": last_ste
 def _plan_drtune(asked: PlanSettings, generator: torch.Generator | None) -> Plan:
     "DRTune: K steps of an early-stopped chain, spaced unless asked otherwise, network inputs detached."
     stop, shortest = asked.stop(generator), asked.steps - asked.early_stop + 1
-    _require("trained_steps", asked.trained_steps, 1, shortest, f"a chain of {asked.steps} steps stopped up to {asked.early_stop} from its end runs only {shortest}")
+    _require("trained_steps", asked.trained_steps, 1, shortest,
+             f"a chain of {asked.steps} steps stopped up to {asked.early_stop} from its end runs only {shortest}")
     return Plan(STEP_CHOICES[asked.step_choice](asked.trained_steps, stop + 1, generator), stop, cut_input=True)
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #b6846182
@@ -233,7 +252,8 @@ ESTIMATORS: dict[str, Callable[[PlanSettings, torch.Generator | None], Plan]] = 
 }
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #ac0ef24e
-KL_ON = ("noise", "prediction")   # what is held near the base: the noise that the answer implies, or the answer as it is
+# what is held near the base: the noise that the answer implies, or the answer as it is
+KL_ON = ("noise", "prediction")
 
 
 def _kl_weights(table: StepTable, kl_on: str) -> tuple[float, ...]:
@@ -249,7 +269,8 @@ Predict = Callable[[Tensor, Tensor], Tensor]   # (sample (B, ...), timestep ()) 
 def _checked(name: str, answer: Tensor, sample: Tensor) -> Tensor:
     "The answer in the sample's precision (autocast may have made it bfloat16), if its shape is right."
     if answer.shape != sample.shape:
-        raise ValueError(f"{name} returned shape {tuple(answer.shape)} for a sample of shape {tuple(sample.shape)}; the two must be equal.")
+        raise ValueError(f"{name} returned shape {tuple(answer.shape)} for a sample of shape {tuple(sample.shape)}; "
+                         "the two must be equal.")
     return answer.to(sample.dtype)
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #12056d33
@@ -271,7 +292,8 @@ class _Chain:
 
     def fresh_noise(self, sample: Tensor) -> Tensor:
         source = self.noise_generators
-        return randn_tensor(sample.shape, list(source) if isinstance(source, Sequence) else source, sample.device, sample.dtype)
+        return randn_tensor(sample.shape, list(source) if isinstance(source, Sequence) else source, sample.device,
+                            sample.dtype)
 
     def ask(self, sample: Tensor, index: int) -> Tensor:
         "The network's answer at one step, with a graph only if the plan trains it."
@@ -316,70 +338,92 @@ def _finish_again(
 class Rollout:
     "One differentiable sampling run. Shapes: B samples, n copies (1 unless DRaFT-LV)."
 
-    latents: Tensor                      # (n B, D, V, 4, h, w) the image the reward sees; copies one after another: all B of the first, then all B of the second …
-    kl: Tensor                           # (B,) mean squared difference from the base at the trained steps; zeros without base_predict
+    # (n B, D, V, 4, h, w) the image the reward sees; copies one after another: all B of the first, then all B of the
+    # second …
+    latents: Tensor
+    # (B,) mean squared difference from the base at the trained steps; zeros without base_predict
+    kl: Tensor
     trained_indices: tuple[int, ...]     # which steps were trained, 0 = noisiest
     trained_timesteps: tuple[int, ...]   # the same as timesteps of the noise schedule
     early_stop_index: int                # the last step that ran; T - 1 if the chain ran to its end
     copies: int                          # n: repeat poses and conditions this many times before scoring
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #0c63669e
-def _check_request(estimator: str, step_choice: str, gradient_point: str, noise: Tensor, noise_generators: Sequence[torch.Generator] | None) -> None:
-    "ValueError with one sentence for a name that is not known, noise that is no batch of samples, or generators that do not match it."
+def _check_request(estimator: str, step_choice: str, gradient_point: str, noise: Tensor,
+                   noise_generators: Sequence[torch.Generator] | None) -> None:
+    """ValueError with one sentence for a name that is not known, noise that is no batch of samples, or generators
+    that do not match it."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator is {estimator!r}; it must be one of {', '.join(ESTIMATORS)}.")
     if noise.ndim < 2 or not noise.is_floating_point():
-        raise ValueError(f"noise has shape {tuple(noise.shape)} and type {noise.dtype}; a floating-point (B, D, V, 4, h, w) is needed.")
+        raise ValueError(f"noise has shape {tuple(noise.shape)} and type {noise.dtype}; a floating-point (B, D, V, 4, "
+                         "h, w) is needed.")
     if noise_generators is not None and len(noise_generators) != len(noise):
-        raise ValueError(f"noise_generators has {len(noise_generators)} entries for {len(noise)} samples; one per sample is needed.")
-    for name, value, known in (("step_choice", step_choice, STEP_CHOICES), ("gradient_point", gradient_point, GRADIENT_POINTS)):
+        raise ValueError(f"noise_generators has {len(noise_generators)} entries for {len(noise)} samples; one per "
+                         "sample is needed.")
+    for name, value, known in (("step_choice", step_choice, STEP_CHOICES),
+                               ("gradient_point", gradient_point, GRADIENT_POINTS)):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #b2e5f6a1
 def rollout(
-    predict: Predict,                      # (sample (B, D, V, 4, h, w), timestep () int64) -> prediction of that shape; conditions bound inside
+    # (sample (B, D, V, 4, h, w), timestep () int64) -> prediction of that shape; conditions bound inside
+    predict: Predict,
     scheduler: DDIMScheduler,              # noise levels and prediction type; read, never changed
-    noise: Tensor,                         # (B, D, V, 4, h, w) the starting sample, standard normal; any float type; only the first dim has a meaning here
+    # (B, D, V, 4, h, w) the starting sample, standard normal; any float type; only the first dim has a meaning here
+    noise: Tensor,
     estimator: str = "drtune",             # a key of ESTIMATORS
     num_inference_steps: int = 10,         # T
     trained_steps: int = 2,                # K (drtune, draft-k), the largest K (alignprop); the others ignore it
     early_stop: int = 4,                   # m: drtune and refl stop at one of the last m steps; the others ignore it
-    early_stop_least: int = 1,             # … but not later than the step counted so from the end: 1 = all of those, m = always step T - m
-    generator: torch.Generator | None = None,   # draws the plan; None = torch's global one, which ranks and resumed runs do not share
+    # … but not later than the step counted so from the end: 1 = all of those, m = always step T - m
+    early_stop_least: int = 1,
+    # draws the plan; None = torch's global one, which ranks and resumed runs do not share
+    generator: torch.Generator | None = None,
     base_predict: Predict | None = None,   # the frozen start model on the same inputs; None = no KL
     kl_on: str = "noise",                  # what the KL term compares, one of KL_ON
     eta: float = 0.0,                      # 0 deterministic … 1
     copies: int = 2,                       # n images per sample for draft-lv, at least 1
     step_choice: str = "spaced",           # a key of STEP_CHOICES: how drtune picks its K steps
     gradient_point: str = "last",          # one of GRADIENT_POINTS
-    prefix_predict: Predict | None = None, # answers in place of predict at steps that are not trained, for example with guidance
-    noise_generators: Sequence[torch.Generator] | None = None,   # one per sample, for eta > 0 and draft-lv; None = generator
-    checkpoint_steps: bool = False,        # recompute each trained network call in the backward pass instead of storing it
+    # answers in place of predict at steps that are not trained, for example with guidance
+    prefix_predict: Predict | None = None,
+    # one per sample, for eta > 0 and draft-lv; None = generator
+    noise_generators: Sequence[torch.Generator] | None = None,
+    # recompute each trained network call in the backward pass instead of storing it
+    checkpoint_steps: bool = False,
 ) -> Rollout:
-    """Sample images from noise so that `reward(rollout.latents).backward()` fills the gradients of whatever `predict` uses.
+    """Sample images from noise so that `reward(rollout.latents).backward()` fills the gradients of whatever
+    `predict` uses.
 
-    Samples of a batch do not influence each other, but share one plan (trained steps, early stop), drawn from `generator`.
+    Samples of a batch do not influence each other, but share one plan (trained steps, early stop), drawn from
+    `generator`.
     Seed it by (run seed, step), the same on every rank. The gradient with respect to `noise` itself is cut.
-    In draft-k, alignprop and full the KL term also sends gradient into earlier trained steps through the sample, but not through the base.
+    In draft-k, alignprop and full the KL term also sends gradient into earlier trained steps through the sample, but
+    not through the base.
     Raises ValueError for an unknown estimator, counts that do not fit T, a negative eta or an unsuitable scheduler.
     Sources: DRTune (arXiv 2405.00760), DRaFT (2309.17400), AlignProp (2310.03739), ReFL (2304.05977).
     """
     _check_request(estimator, step_choice, gradient_point, noise, noise_generators)
     table = check_scheduler(scheduler, num_inference_steps, eta)
-    plan = ESTIMATORS[estimator](PlanSettings(num_inference_steps, trained_steps, early_stop, early_stop_least, step_choice, copies), generator)
+    plan = ESTIMATORS[estimator](PlanSettings(num_inference_steps, trained_steps, early_stop, early_stop_least,
+                                              step_choice, copies), generator)
     timesteps = torch.tensor(table.timesteps, device=noise.device)
-    chain = _Chain(predict, base_predict, table, _kl_weights(table, kl_on), plan, timesteps, checkpoint_steps, generator if noise_generators is None else noise_generators, prefix_predict, gradient_point)
+    chain = _Chain(predict, base_predict, table, _kl_weights(table, kl_on), plan, timesteps, checkpoint_steps,
+                   generator if noise_generators is None else noise_generators, prefix_predict, gradient_point)
     sample = noise.detach()
     for index in range(plan.stop + 1):
         sample = _advance(chain, sample, index)
     images = [sample] + [_finish_again(chain, sample) for _ in range(plan.copies - 1)]
     kl = torch.stack(chain.gaps).mean(0) if chain.gaps else noise.new_zeros(len(noise))
-    return Rollout(torch.cat(images), kl, plan.trained, tuple(table.timesteps[i] for i in plan.trained), plan.stop, plan.copies)
+    return Rollout(torch.cat(images), kl, plan.trained, tuple(table.timesteps[i] for i in plan.trained), plan.stop,
+                   plan.copies)
 
 # %% ../../nbs/posttraining/01_reward_gradients.ipynb #7d844161
 def async_indices(update: int, slots: int, chain: int) -> Tensor:
-    "The step (slots,), 0 = noisiest, that each of `slots` samples takes at update `update` (from 0), when chains are `chain` steps long."
+    """The step (slots,), 0 = noisiest, that each of `slots` samples takes at update `update` (from 0), when chains
+    are `chain` steps long."""
     offsets = torch.arange(slots) * chain // slots
     return ((update + offsets) % chain).clamp(max=update)
 
@@ -404,10 +448,12 @@ def async_step(
 ) -> AsyncStep:
     "Train one network call per sample, through the image seen from it in one jump, and move every sample one step on."
     def numbers(column: tuple[float, ...]) -> Tensor:
-        return torch.tensor(column, dtype=samples.dtype)[indices].to(samples.device).reshape(-1, *[1] * (samples.ndim - 1))
+        return torch.tensor(column, dtype=samples.dtype)[indices].to(samples.device).reshape(-1,
+                *[1] * (samples.ndim - 1))
 
     samples, timesteps = samples.detach(), torch.tensor(table.timesteps)[indices].to(samples.device)
-    answer = checkpoint(predict, samples, timesteps, use_reentrant=False) if checkpoint_steps else predict(samples, timesteps)
+    answer = (checkpoint(predict, samples, timesteps, use_reentrant=False) if checkpoint_steps
+              else predict(samples, timesteps))
     answer = _checked("predict", answer, samples)
     kl = samples.new_zeros(len(samples))
     if base_predict is not None:

@@ -67,23 +67,33 @@ class Change:
 
 # %% ../../nbs/posttraining/03_validation.ipynb #267c01c4
 def find_alarms(seen: dict[str, Change], diversity: float, limits: Limits) -> list[str]:
-    "Reasons, one sentence each, from the changes of `psnr`, `sharpness`, `everyday_mm`, `hard_mm`, `frechet`, `reward` and `judge_reward`, and the diversity relative to the base."
+    """Reasons, one sentence each, from the changes of `psnr`, `sharpness`, `everyday_mm`, `hard_mm`, `frechet`,
+    `reward` and `judge_reward`, and the diversity relative to the base."""
     found = []
 
     def check(name: str, limit: float, sentence: str) -> None:
         if seen[name].beyond(limit, limits.clear):
-            found.append(sentence.format(was=seen[name].before, now=seen[name].before + seen[name].change, change=seen[name].change))
+            found.append(sentence.format(was=seen[name].before, now=seen[name].before + seen[name].change,
+                                         change=seen[name].change))
 
     check("psnr", -limits.psnr_db, "everyday pictures wash out: colour PSNR {was:.1f} -> {now:.1f} dB")
-    check("sharpness", -limits.sharpness * seen["sharpness"].before, "everyday pictures blur: sharpness {was:.2f} -> {now:.2f}")
-    check("everyday_mm", limits.everyday_mm * seen["everyday_mm"].before, "everyday poses are forgotten: joint error {was:.0f} -> {now:.0f} mm")
-    check("hard_mm", limits.hard_mm * seen["hard_mm"].before, "the evaluation predictor sees dynamic poses get worse: joint error {was:.0f} -> {now:.0f} mm")
-    check("frechet", (limits.frechet - 1) * seen["frechet"].before, "everyday pictures stop looking like people: Fréchet distance {was:.2f} -> {now:.2f}")
+    check("sharpness", -limits.sharpness * seen["sharpness"].before,
+          "everyday pictures blur: sharpness {was:.2f} -> {now:.2f}")
+    check("everyday_mm", limits.everyday_mm * seen["everyday_mm"].before,
+          "everyday poses are forgotten: joint error {was:.0f} -> {now:.0f} mm")
+    check("hard_mm", limits.hard_mm * seen["hard_mm"].before,
+          "the evaluation predictor sees dynamic poses get worse: joint error {was:.0f} -> {now:.0f} mm")
+    check("frechet", (limits.frechet - 1) * seen["frechet"].before,
+          "everyday pictures stop looking like people: Fréchet distance {was:.2f} -> {now:.2f}")
     if diversity < limits.diversity:
         found.append(f"the noise no longer matters: diversity is {diversity:.2f} of the base's")
     reward, judged = seen["reward"], seen["judge_reward"]
-    if reward.change > limits.clear * reward.se and judged.change + limits.clear * judged.se < limits.believed * reward.change:
-        found.append(f"the reward is being fooled: it rose by {reward.change:.3f} on held-out people, the evaluation predictor by the same recipe sees {judged.change:+.3f}")
+    if (
+        reward.change > limits.clear * reward.se
+        and judged.change + limits.clear * judged.se < limits.believed * reward.change
+    ):
+        found.append(f"the reward is being fooled: it rose by {reward.change:.3f} on held-out people, the evaluation "
+                     f"predictor by the same recipe sees {judged.change:+.3f}")
     return found
 
 # %% ../../nbs/posttraining/03_validation.ipynb #5ac1d82d
@@ -111,14 +121,18 @@ class _Draws:
     base: dict[str, Tensor]
 
     def _draw(self, network, name: str, seed: int = 0) -> Tensor:
-        return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name], self.settings.num_inference_steps, seed, rig=self.rig)
+        return generate_latents(network, self.scheduler, self.prompt_embeds, self.benchmarks[name],
+                                self.settings.num_inference_steps, seed, rig=self.rig)
 
     def _measure(self, latents: Tensor, name: str) -> PerSample:
-        return evaluate_latents(latents, self.benchmarks[name], self.vae, self.eval_predictor, self.rig, self.base[name])
+        return evaluate_latents(latents, self.benchmarks[name], self.vae, self.eval_predictor, self.rig,
+                                self.base[name])
 
     def _true_features(self, benchmark: Benchmark):
         "The evaluation predictor's features of the true views, None where nobody knows them."
-        return None if benchmark.truth.images is None else evaluate_latents(benchmark.data.latents.float(), benchmark, self.vae, self.eval_predictor, self.rig).features
+        return (None if benchmark.truth.images is None
+                else evaluate_latents(benchmark.data.latents.float(), benchmark, self.vae, self.eval_predictor,
+                                      self.rig).features)
 
     @torch.no_grad()
     def _diversity(self, network, drawn: Tensor) -> float:
@@ -127,24 +141,30 @@ class _Draws:
 
     @torch.no_grad()
     def _kl(self, drawn: Tensor) -> float:
-        "Mean squared difference of the tuned network's and the base's answers, on drawings of hard people noised to three levels."
+        """Mean squared difference of the tuned network's and the base's answers, on drawings of hard people noised
+        to three levels."""
         data, network, gaps = self.benchmarks["hard"].data, self.drawing.unet, []
         for timestep in (249, 499, 749):
-            noised = self.scheduler.add_noise(drawn, torch.randn(drawn.shape, generator=seeded_generator("guard", timestep)), torch.tensor([timestep]))
+            noised = self.scheduler.add_noise(drawn, torch.randn(drawn.shape,
+                    generator=seeded_generator("guard", timestep)), torch.tensor([timestep]))
             for part in torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1])):
                 joints = self.benchmarks["hard"].given
                 maps = skeleton_input(network, None if joints is None else joints[part], self.rig)
-                inputs = (data.photos[part], data.descriptors[part], self.prompt_embeds, *([] if maps is None else [maps]))
+                inputs = (data.photos[part], data.descriptors[part], self.prompt_embeds,
+                          *([] if maps is None else [maps]))
                 condition = Condition(*(value.to(network.device, network.dtype) for value in inputs))
-                now, base = (predict(answer, noised[part].to(network.device, network.dtype), torch.tensor(timestep), condition).float() for answer in (self.drawing, self.drawing.start))
+                now, base = (predict(answer, noised[part].to(network.device, network.dtype), torch.tensor(timestep),
+                                     condition).float() for answer in (self.drawing, self.drawing.start))
                 gaps.append((now - base).square().flatten(1).mean(1).cpu())
         return float(torch.cat(gaps).mean())
 
     def _picture(self, path: Path, name: str, latents: Tensor) -> None:
         "Photo, base, now and, where known, the truth of three people."
         benchmark, views = self.benchmarks[name], self.rig.num_views
-        drawn = (decode_latents(self.vae, found[:3, :, :views])[:, 1].float().cpu() for found in (self.base[name], latents))
-        groups = dict(zip(("base", "now"), drawn)) | ({} if benchmark.truth.images is None else {"true": benchmark.truth.images[:3, 1]})
+        drawn = (decode_latents(self.vae, found[:3, :, :views])[:, 1].float().cpu()
+                 for found in (self.base[name], latents))
+        groups = dict(zip(("base", "now"), drawn)) | ({} if benchmark.truth.images is None
+                                                      else {"true": benchmark.truth.images[:3, 1]})
         contact_sheet(benchmark.shown(3), groups, rig=self.rig, scale=min(2.0, 160 / self.rig.image_size), path=path)
 
 # %% ../../nbs/posttraining/03_validation.ipynb #c04eb8de
@@ -157,34 +177,45 @@ class _Compares(_Draws):
     @torch.no_grad()
     def _gain(self, score: PoseScore, latents: Tensor) -> Change:
         "Change of a reward on the hard people."
-        truth, rig, device = self.benchmarks["hard"].truth, self.rig.resized(latents.shape[-1]), next(score.parameters(), latents).device
-        masks = () if truth.masks is None else (F.avg_pool2d(truth.masks.float(), truth.masks.shape[-1] // latents.shape[-1]),)
+        truth, rig, device = (self.benchmarks["hard"].truth, self.rig.resized(latents.shape[-1]),
+                              next(score.parameters(), latents).device)
+        masks = (() if truth.masks is None else (F.avg_pool2d(truth.masks.float(),
+                                                              truth.masks.shape[-1] // latents.shape[-1]),))
 
         def rewards(drawn: Tensor):
             parts = torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1]))
             given = (drawn[:, :, : rig.num_views], truth.joints, *masks)
-            return torch.cat([_scored(score, rig, *(tensor[part].to(device) for tensor in given)) for part in parts]).double().cpu().numpy()
+            return torch.cat([_scored(score, rig, *(tensor[part].to(device) for tensor in given))
+                              for part in parts]).double().cpu().numpy()
 
         before, after = rewards(self.base["hard"]), rewards(latents)
-        return Change(float(before.mean()), float((after - before).mean()), float((after - before).std(ddof=1) / len(before) ** 0.5))
+        return Change(float(before.mean()), float((after - before).mean()),
+                      float((after - before).std(ddof=1) / len(before) ** 0.5))
 
     def changes(self, drawn: dict[str, Tensor]) -> dict[str, Change]:
         "What `find_alarms` wants to know."
-        tables = {name: compare(self.measured[name], self._measure(latents, name), self.truth[name]) for name, latents in drawn.items()}
-        wanted = {"psnr": ("everyday", "color_psnr_db"), "sharpness": ("everyday", "sharpness"), "everyday_mm": ("everyday", "mpjpe_mm"), "hard_mm": ("hard", "mpjpe_mm"), "frechet": ("everyday", "frechet"), "drift": ("hard", "drift")}
-        found = {name: Change(*(tables[which][metric][key] for key in ("before", "change", "se"))) for name, (which, metric) in wanted.items()}
-        return found | {"reward": self._gain(self.score, drawn["hard"]), "judge_reward": self._gain(self.eval_score, drawn["hard"])}
+        tables = {name: compare(self.measured[name], self._measure(latents, name), self.truth[name])
+                  for name, latents in drawn.items()}
+        wanted = {"psnr": ("everyday", "color_psnr_db"), "sharpness": ("everyday", "sharpness"),
+                  "everyday_mm": ("everyday", "mpjpe_mm"), "hard_mm": ("hard", "mpjpe_mm"),
+                  "frechet": ("everyday", "frechet"), "drift": ("hard", "drift")}
+        found = {name: Change(*(tables[which][metric][key] for key in ("before", "change", "se")))
+                 for name, (which, metric) in wanted.items()}
+        return found | {"reward": self._gain(self.score, drawn["hard"]),
+                        "judge_reward": self._gain(self.eval_score, drawn["hard"])}
 
 
 def _scored(score: PoseScore, rig: ViewRig, latents: Tensor, joints: Tensor, masks: Tensor | None = None) -> Tensor:
     "Rewards (B,); outlines are given to those who can use them."
-    return score(latents, joints, rig) if masks is None or not isinstance(score, RewardSum) else score(latents, joints, rig, masks)
+    return (score(latents, joints, rig) if masks is None or not isinstance(score, RewardSum)
+            else score(latents, joints, rig, masks))
 
 # %% ../../nbs/posttraining/03_validation.ipynb #6883eae7
 def _say(line: dict) -> None:
     "A look in one line, and one more for each alarm."
     begin = f"validation at step {line['step']}:"
-    print(f"{begin} hard {line['hard_mm']:.0f} mm, everyday {line['everyday_mm']:.0f} mm, {line['psnr']:.2f} dB, sharpness {line['sharpness']:.3f}{', best so far' if line['best'] else ''}", flush=True)
+    print(f"{begin} hard {line['hard_mm']:.0f} mm, everyday {line['everyday_mm']:.0f} mm, {line['psnr']:.2f} dB, "
+          f"sharpness {line['sharpness']:.3f}{', best so far' if line['best'] else ''}", flush=True)
     for alarm in line["alarms"]:
         print(f"{begin} WARNING, {alarm}", flush=True)
 
@@ -198,11 +229,16 @@ def read_validation(path: str | Path) -> list[dict]:
 class Validator(_Compares):
     "Looks at the model every so many steps: `Validator(...)(done)` is True if the run should end."
 
-    def __init__(self, drawing: HandOver, score: PoseScore, run: RunDirectory, *, scheduler: DDIMScheduler, vae: AutoencoderKL, eval_predictor: SkeletonPredictor, prompt_embeds: Tensor,
-                 benchmarks: Callable[[], dict[str, Benchmark]], eval_score: PoseScore, rig: ViewRig = TINY_RIG, settings: ValidationSettings | None = None):
-        """`benchmarks()` makes the held-out people, "hard" (poses are enough) and "everyday" (with their true views); `score` is the reward that is trained on, `eval_score` the same recipe read by the eval_predictor."""
-        self.drawing, self.score, self.run, self.scheduler, self.vae, self.eval_predictor = drawing, score, run, scheduler, vae, eval_predictor
-        self.prompt_embeds, self.make_benchmarks, self.eval_score, self.rig, self.settings = prompt_embeds, benchmarks, eval_score, rig, settings or ValidationSettings()
+    def __init__(self, drawing: HandOver, score: PoseScore, run: RunDirectory, *, scheduler: DDIMScheduler,
+                 vae: AutoencoderKL, eval_predictor: SkeletonPredictor, prompt_embeds: Tensor,
+                 benchmarks: Callable[[], dict[str, Benchmark]], eval_score: PoseScore, rig: ViewRig = TINY_RIG,
+                 settings: ValidationSettings | None = None):
+        """`benchmarks()` makes the held-out people, "hard" (poses are enough) and "everyday" (with their true
+        views); `score` is the reward that is trained on, `eval_score` the same recipe read by the eval_predictor."""
+        self.drawing, self.score, self.run, self.scheduler, self.vae, self.eval_predictor = (drawing, score, run,
+                scheduler, vae, eval_predictor)
+        self.prompt_embeds, self.make_benchmarks, self.eval_score, self.rig, self.settings = (prompt_embeds, benchmarks,
+                eval_score, rig, settings or ValidationSettings())
         self.every, self.lines_path, self.lines = self.settings.every, run.path / "validation.jsonl", []
 
     def begin(self, step: int) -> None:
@@ -217,16 +253,20 @@ class Validator(_Compares):
         self.base_diversity = self._diversity(self.drawing.start, self.base["everyday"])
 
     def _write(self) -> None:
-        write_atomic(self.lines_path, lambda temporary: temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines)))
+        write_atomic(self.lines_path, lambda temporary: temporary.write_text("".join(json.dumps(line,
+                ensure_ascii=False) + "\n" for line in self.lines)))
 
     @torch.no_grad()
     def __call__(self, done: int) -> bool:
         "Look; note what was seen; keep the best; True if the run should end."
         drawn = {name: self._draw(self.drawing, name) for name in self.benchmarks}
-        seen, diversity = self.changes(drawn), self._diversity(self.drawing, drawn["everyday"]) / max(self.base_diversity, 1e-12)
+        seen, diversity = (self.changes(drawn), self._diversity(self.drawing,
+                                                                drawn["everyday"]) / max(self.base_diversity, 1e-12))
         alarms = find_alarms(seen, diversity, self.settings.limits)
-        line = {"step": done, **{name: round(change.before + change.change, 5) for name, change in seen.items()}, "kl": round(self._kl(drawn["hard"]), 6), "diversity": round(diversity, 4), "alarms": alarms}
-        line["best"] = not alarms and all(line["judge_reward"] > other["judge_reward"] for other in self.lines if other["best"])
+        line = {"step": done, **{name: round(change.before + change.change, 5) for name, change in seen.items()},
+                "kl": round(self._kl(drawn["hard"]), 6), "diversity": round(diversity, 4), "alarms": alarms}
+        line["best"] = (not alarms and all(line["judge_reward"] > other["judge_reward"] for other in self.lines
+                                           if other["best"]))
         if line["best"] and getattr(self.drawing.unet, "peft_config", None):
             save_lora(self.drawing.unet, self.run.path / "best")
         for name, latents in drawn.items():
@@ -235,18 +275,25 @@ class Validator(_Compares):
         self._write()
         _say(line)
         recent = self.lines[-self.settings.limits.patience :]
-        end = self.settings.stop and len(recent) == self.settings.limits.patience and all(one["alarms"] for one in recent)
+        end = (self.settings.stop and len(recent) == self.settings.limits.patience
+               and all(one["alarms"] for one in recent))
         if end:
             print(f"validation at step {done}: the run ends here, because {alarms[0]}", flush=True)
         return end
 
 # %% ../../nbs/posttraining/03_validation.ipynb #9c19032f
-def pair_benchmark(name: str, pairs: PosePairs, people: int, pipeline: MultiViewPipeline, body_model: BodyModel, rig: ViewRig, outlines: bool = False) -> Benchmark:
-    "The first `people` of held-out image-pose pairs as a benchmark of poses; with `outlines`, of outlines too (the naked body's, as in training)."
+def pair_benchmark(name: str, pairs: PosePairs, people: int, pipeline: MultiViewPipeline, body_model: BodyModel,
+                   rig: ViewRig, outlines: bool = False) -> Benchmark:
+    """The first `people` of held-out image-pose pairs as a benchmark of poses; with `outlines`, of outlines too (the
+    naked body's, as in training)."""
     chosen, unet = torch.utils.data.Subset(pairs, range(people)), pipeline.unet.config
-    conditions = condition_pairs(chosen, pipeline, body_model, people_at_once(unet.sample_size), rig if outlines else None)
+    conditions = condition_pairs(chosen, pipeline, body_model, people_at_once(unet.sample_size),
+                                 rig if outlines else None)
     shape = (people, *pipeline.prompt_table.embeds.shape[:2], unet.out_channels, unet.sample_size, unet.sample_size)
     scale = torch.cat([pairs[i]["framing"].scale for i in range(people)])
-    data = LatentSet(torch.full(shape, torch.nan).half(), conditions.photos, conditions.descriptors, conditions.joints, scale)
-    photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear", antialias=True)[0].clamp(0, 1) for i in range(people)])
-    return Benchmark(name, GroundTruth(None, conditions.masks, conditions.joints, scale), data, is_tilted(conditions.joints).numpy(), photos, conditions.given)
+    data = LatentSet(torch.full(shape, torch.nan).half(), conditions.photos, conditions.descriptors, conditions.joints,
+                     scale)
+    photos = torch.stack([F.interpolate(pairs[i]["image"][None], (rig.image_size, rig.image_size), mode="bilinear",
+                                        antialias=True)[0].clamp(0, 1) for i in range(people)])
+    return Benchmark(name, GroundTruth(None, conditions.masks, conditions.joints, scale), data,
+                     is_tilted(conditions.joints).numpy(), photos, conditions.given)

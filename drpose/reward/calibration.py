@@ -27,7 +27,8 @@ __all__ = ['ANGLES', 'TURNED', 'rotate_joint', 'blurred', 'without_forearm', 'Ca
 
 # %% ../../nbs/reward/04_calibration.ipynb #ae43e7ed
 ANGLES = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0)  # degrees
-TURNED = tuple(SMPLX_JOINT_NAMES.index(name) for name in ("left_shoulder", "right_hip", "left_elbow", "right_knee", "right_shoulder", "left_hip", "right_elbow", "left_knee"))
+TURNED = tuple(SMPLX_JOINT_NAMES.index(name) for name in ("left_shoulder", "right_hip", "left_elbow", "right_knee",
+                                                          "right_shoulder", "left_hip", "right_elbow", "left_knee"))
 
 
 def rotate_joint(poses: Pose, joints: list[int], degrees: float, seed: int = 0) -> Pose:
@@ -56,22 +57,27 @@ def blurred(images: Tensor, cells: float) -> Tensor:
 
 
 def without_forearm(images: Tensor, points: Tensor, radius: float) -> Tensor:
-    "Pictures (B, D, V, 3, H, W) with background where the left forearm is; points (B, V, 2, 2): its elbow and wrist, pixels."
+    """Pictures (B, D, V, 3, H, W) with background where the left forearm is; points (B, V, 2, 2): its elbow and
+    wrist, pixels."""
     height, width = images.shape[-2:]
     check_pictures(images)
     if images.dim() != 6 or points.shape != (len(images), images.shape[2], 2, 2):
-        raise ValueError(f"without_forearm needs pictures (B, D, V, 3, H, W) and points (B, V, 2, 2), found {tuple(images.shape)} and {tuple(points.shape)}")
+        raise ValueError("without_forearm needs pictures (B, D, V, 3, H, W) and points (B, V, 2, 2), found "
+                         f"{tuple(images.shape)} and {tuple(points.shape)}")
     points = points.to(images.device)
-    grid = torch.stack(torch.meshgrid(*(torch.arange(side, device=images.device) + 0.5 for side in (width, height)), indexing="xy"), -1)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(side, device=images.device) + 0.5 for side in (width, height)),
+                                      indexing="xy"), -1)
     start, end = points[:, :, 0, None, None], points[:, :, 1, None, None]
-    along = (((grid - start) * (end - start)).sum(-1) / (end - start).square().sum(-1).clamp_min(1e-6)).clamp(0.2, 1.4)  # the hand goes too, the elbow stays
+    # the hand goes too, the elbow stays
+    along = (((grid - start) * (end - start)).sum(-1) / (end - start).square().sum(-1).clamp_min(1e-6)).clamp(0.2, 1.4)
     hidden = (grid - start - along[..., None] * (end - start)).norm(dim=-1) < radius
     return torch.where(hidden[:, None, :, None], images[..., :1, :1], images)
 
 # %% ../../nbs/reward/04_calibration.ipynb #d547ca60
 @dataclass
 class Calibration:
-    "What one reward says, as distances (minus the reward): `distance` (angles, people) of rotated joints, whose true error is `error_mm`; `exchanged` and `missing` (people,), `blur` (sigmas, people)."
+    """What one reward says, as distances (minus the reward): `distance` (angles, people) of rotated joints, whose
+    true error is `error_mm`; `exchanged` and `missing` (people,), `blur` (sigmas, people)."""
 
     error_mm: Tensor
     distance: Tensor
@@ -82,7 +88,8 @@ class Calibration:
 
 # %% ../../nbs/reward/04_calibration.ipynb #2fa3ad4d
 @torch.no_grad()
-def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: BodyModel, people: PoseSet, rig: ViewRig = TINY_RIG, sigmas: tuple[float, ...] = (1.0, 2.0, 4.0)) -> dict[str, Calibration]:
+def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: BodyModel, people: PoseSet,
+              rig: ViewRig = TINY_RIG, sigmas: tuple[float, ...] = (1.0, 2.0, 4.0)) -> dict[str, Calibration]:
     "Draw `people` wrong in every way and ask each of `scores` about each picture; sigmas: blur, pixels."
     skeleton, turned = list(SKELETON_JOINTS), [TURNED[number % len(TURNED)] for number in range(len(people))]
     crowd, right = draw_crowd(body_model, people.people), body_model.joints(people.poses)[:, skeleton]
@@ -90,7 +97,9 @@ def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: B
     def ask(images: Tensor, *targets: Tensor) -> Tensor:
         "Distances (scores, targets, people)."
         latents = encode_images(vae, images)
-        return torch.stack([torch.stack([-score(*(part.to(place_of(score.predictor)) for part in (latents, joints)), rig.resized(latents.shape[-1])).cpu() for joints in targets]) for score in scores.values()])
+        return torch.stack([torch.stack([-score(*(part.to(place_of(score.predictor)) for part in (latents, joints)),
+                                                rig.resized(latents.shape[-1])).cpu() for joints in targets])
+                            for score in scores.values()])
 
     errors, distances = [], []
     for degrees in ANGLES:
@@ -99,7 +108,8 @@ def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: B
         images, framed = torch.stack([taken.views.normals, taken.views.colors], 1), taken.framing.apply(right)
         errors.append(1000 * (body_model.joints(poses)[:, skeleton] - right).norm(dim=-1).mean(1).cpu())
         if degrees == 0:
-            points = rig.project(framed)[:, :, [SKELETON_JOINTS.index(SMPLX_JOINT_NAMES.index(name)) for name in ("left_elbow", "left_wrist")]]
+            points = rig.project(framed)[:, :, [SKELETON_JOINTS.index(SMPLX_JOINT_NAMES.index(name))
+                                                for name in ("left_elbow", "left_wrist")]]
             clean, exchanged = ask(images, framed, framed[:, list(MIRRORED_SKELETON)]).unbind(1)
             distances.append(clean)
             missing = ask(without_forearm(images, points, 3 * rig.image_size / 64), framed)[:, 0]
@@ -107,7 +117,8 @@ def calibrate(scores: Mapping[str, PoseScore], vae: AutoencoderKL, body_model: B
         else:
             distances.append(ask(images, framed)[:, 0])
     table = torch.stack(distances, 1)
-    return {name: Calibration(torch.stack(errors), table[row], exchanged[row], missing[row], blur[row], sigmas) for row, name in enumerate(scores)}
+    return {name: Calibration(torch.stack(errors), table[row], exchanged[row], missing[row], blur[row], sigmas)
+            for row, name in enumerate(scores)}
 
 # %% ../../nbs/reward/04_calibration.ipynb #3c2796b1
 def rank_correlation(a: Tensor, b: Tensor) -> float:

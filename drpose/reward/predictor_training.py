@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
-from ..ground.trainer import WHOLE_BATCH, LoopConfig, LoopResult, RunDirectory, BatchPart, optimise, require
+from ..ground.trainer import WHOLE_BATCH, BatchPart, LoopConfig, LoopResult, RunDirectory, optimise, require
 from ..people.bodies import SKELETON_JOINTS
 from ..pictures.cameras import ViewRig
 from ..pictures.rendering import skeleton_maps
@@ -26,7 +26,8 @@ from .rewards import TERMS, PerceptualDistance, Reading, read_recipe
 __all__ = ['MAP_TERMS', 'PredictorConfig', 'PredictorLoss', 'train_skeleton_predictor', 'estimate_latents']
 
 # %% ../../nbs/reward/03_predictor_training.ipynb #072a2335
-MAP_TERMS = ("maps", "bce", "spatial", "multiscale", "perceptual")  # the terms of chapter rewards that compare maps with maps
+# the terms of chapter rewards that compare maps with maps
+MAP_TERMS = ("maps", "bce", "spatial", "multiscale", "perceptual")
 
 
 @dataclass
@@ -48,16 +49,20 @@ class PredictorConfig(LoopConfig):
             terms = read_recipe(self.loss)
         except ValueError as error:
             raise ValueError(str(error).replace("reward is", "setting 'loss' is", 1)) from None
-        require(all(term in MAP_TERMS for term in terms), "loss", self.loss, f"made of {', '.join(MAP_TERMS)}: the others look at points, which shifted maps do not have")
-        require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights, 'a file if loss has the term "perceptual", else empty')
+        require(all(term in MAP_TERMS for term in terms), "loss", self.loss,
+                f"made of {', '.join(MAP_TERMS)}: the others look at points, which shifted maps do not have")
+        require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights,
+                'a file if loss has the term "perceptual", else empty')
         require(0 <= self.estimate_share < 1, "estimate_share", self.estimate_share, "in [0, 1)")
 
 
 # %% ../../nbs/reward/03_predictor_training.ipynb #269f2924
 class PredictorLoss(nn.Module):
-    "Map distance of a skeleton predictor on random objects: clean, noised, rescaled, or (where `estimates` is given) one-step estimates of the base model. A face view behind the body views is not read."
+    """Map distance of a skeleton predictor on random objects: clean, noised, rescaled, or (where `estimates` is
+    given) one-step estimates of the base model. A face view behind the body views is not read."""
 
-    def __init__(self, predictor: SkeletonPredictor, data: LatentSet, rig: ViewRig, config: PredictorConfig, estimates: LatentSet | None = None):
+    def __init__(self, predictor: SkeletonPredictor, data: LatentSet, rig: ViewRig, config: PredictorConfig,
+                 estimates: LatentSet | None = None):
         super().__init__()
         self.predictor, self.data, self.config, self.estimates = predictor, data, config, estimates
         self.rig, self.weights = rig.resized(data.latents.shape[-1]), read_recipe(config.loss)
@@ -70,16 +75,19 @@ class PredictorLoss(nn.Module):
         chosen = torch.randint(len(self.data), (config.batch_size - estimated,), generator=generator)
         latents, joints = self.data.latents[chosen][:, :, :views].float(), self.data.joints[chosen]
         amount = torch.rand(len(chosen), 1, 1, 1, 1, 1, generator=generator).square() * config.noise
-        latents = latents + amount * (torch.rand(amount.shape, generator=generator) < 0.6) * torch.randn(latents.shape, generator=generator)
+        latents = latents + amount * (torch.rand(amount.shape, generator=generator) < 0.6) * torch.randn(latents.shape,
+                generator=generator)
         latents = latents * (1 + 0.1 * torch.randn(len(chosen), 2, 1, 1, 1, 1, generator=generator))
         if estimated:
             also = torch.randint(len(self.estimates), (estimated,), generator=generator)
-            latents, joints = torch.cat([latents, self.estimates.latents[also][:, :, :views].float()]), torch.cat([joints, self.estimates.joints[also]])
+            latents, joints = (torch.cat([latents, self.estimates.latents[also][:, :, :views].float()]),
+                               torch.cat([joints, self.estimates.joints[also]]))
         return latents, joints
 
     def sources(self) -> dict:
         "What training depends on beside its settings."
-        return {"skeleton predictor": self.predictor, "objects": self.data, "estimated people": None if self.estimates is None else self.estimates.joints}
+        return {"skeleton predictor": self.predictor, "objects": self.data,
+                "estimated people": None if self.estimates is None else self.estimates.joints}
 
     def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
@@ -89,20 +97,26 @@ class PredictorLoss(nn.Module):
         target = skeleton_maps(joints, self.rig, self.config.sigma)
         if any(shift) and step % 2:  # a whole-cell shift, the same for all, teaches position without new renders
             latents, target = (torch.roll(x, shift, (-2, -1)) for x in (latents, target))
-        seen = Reading(latents, self.predictor(latents, self.rig).float(), joints, self.rig, self.config.sigma, perceptual=self.perceptual)
+        seen = Reading(latents, self.predictor(latents, self.rig).float(), joints, self.rig, self.config.sigma,
+                       perceptual=self.perceptual)
         seen.target = target
         parts = {term: TERMS[term](seen).mean() for term in self.weights}
         return sum(weight * parts[term] for term, weight in self.weights.items()), parts
 
 
 # %% ../../nbs/reward/03_predictor_training.ipynb #44060e36
-def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory, estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None,
+def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory,
+                             estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None,
                              accelerator: Accelerator | None = None) -> tuple[SkeletonPredictor, LoopResult]:
-    "Train a skeleton predictor on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an earlier one. Returns it with its EMA weights. ValueError for data without joints, or of other views than the rig's."
+    """Train a skeleton predictor on `data` (and `estimates`, see `estimate_latents`); `predictor` continues an
+    earlier one. Returns it with its EMA weights. ValueError for data without joints, or of other views than the
+    rig's."""
     if data.joints.shape[1:] != (len(SKELETON_JOINTS), 3):
-        raise ValueError(f"train_skeleton_predictor was given joints of shape {tuple(data.joints.shape)}, needed (N, {len(SKELETON_JOINTS)}, 3); scans have them where bodies were fitted")
+        raise ValueError(f"train_skeleton_predictor was given joints of shape {tuple(data.joints.shape)}, needed (N, "
+                         f"{len(SKELETON_JOINTS)}, 3); scans have them where bodies were fitted")
     if not rig.num_views <= data.latents.shape[2] <= rig.num_views + 1:
-        raise ValueError(f"train_skeleton_predictor was given latents of {data.latents.shape[2]} views, needed the rig's {rig.num_views}, a face view behind them or not")
+        raise ValueError(f"train_skeleton_predictor was given latents of {data.latents.shape[2]} views, needed the "
+                         f"rig's {rig.num_views}, a face view behind them or not")
     if predictor is None:
         torch.manual_seed(config.seed)
         predictor = SkeletonPredictor(8, 23, config.block_out_channels, config.layers_per_block, config.sigma)
@@ -111,8 +125,10 @@ def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: View
 
 
 @torch.no_grad()
-def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, seed: int, highest_timestep: int = 1000, batch_size: int = 32) -> LatentSet:
-    "What the base model guesses in one step from noised latents of `data` at random timesteps below `highest_timestep`; joints are kept."
+def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, seed: int,
+                     highest_timestep: int = 1000, batch_size: int = 32) -> LatentSet:
+    """What the base model guesses in one step from noised latents of `data` at random timesteps below
+    `highest_timestep`; joints are kept."""
     guesses = []
     for start in range(0, len(data), batch_size):
         part = data[start : start + batch_size]
@@ -121,7 +137,8 @@ def estimate_latents(unet: MultiViewUNet, scheduler, data: LatentSet, prompt_emb
         timestep = torch.randint(50, highest_timestep, (1, len(part)), generator=generator).expand(clean.shape[1], -1)
         alpha = scheduler.alphas_cumprod[timestep].T[:, :, None, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * torch.randn(clean.shape, generator=generator)
-        condition = Condition(*(value.to(device, unet.dtype) for value in (part.photos, part.descriptors, prompt_embeds)))
+        condition = Condition(*(value.to(device, unet.dtype)
+                                for value in (part.photos, part.descriptors, prompt_embeds)))
         velocity = predict(unet, noisy.to(device, unet.dtype), timestep.T.to(device), condition).float().cpu()
         guesses.append((alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity).half())
     return LatentSet(torch.cat(guesses), data.photos, data.descriptors, data.joints, data.scale)

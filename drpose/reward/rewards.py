@@ -70,7 +70,8 @@ SCALES = (1, 2, 4)  # cells per side of a block
 
 
 def maps_distance(seen: Reading) -> Tensor:
-    "The paper's: cross-entropy of the maps and of where each has its mass, without what the truth itself would be charged."
+    """The paper's: cross-entropy of the maps and of where each has its mass, without what the truth itself would be
+    charged."""
     return bce_excess(seen.logits, seen.target) + SPATIAL_WEIGHT * spatial_excess(seen.logits, seen.target)
 
 
@@ -78,16 +79,19 @@ def multiscale_distance(seen: Reading) -> Tensor:
     "`bce_excess` of maps averaged over blocks of 1, 2 and 4 cells, mean over the scales."
     read, total = seen.logits.sigmoid(), 0.0
     for scale in SCALES:
-        coarse, truth = (F.avg_pool2d(maps.flatten(0, 1), scale, ceil_mode=True).unflatten(0, maps.shape[:2]) for maps in (read, seen.target))
+        coarse, truth = (F.avg_pool2d(maps.flatten(0, 1), scale, ceil_mode=True).unflatten(0, maps.shape[:2])
+                         for maps in (read, seen.target))
         total = total + bce_excess(torch.logit(coarse.clamp(1e-6, 1 - 1e-6)), truth)
     return total / len(SCALES)
 
 # %% ../../nbs/reward/02_rewards.ipynb #4e854332
-VGG_LAYERS = ((0, 3, 64), (2, 64, 64), "tap", "pool", (5, 64, 128), (7, 128, 128), "tap", "pool", (10, 128, 256), (12, 256, 256), (14, 256, 256), "tap")
+VGG_LAYERS = ((0, 3, 64), (2, 64, 64), "tap", "pool", (5, 64, 128), (7, 128, 128), "tap", "pool", (10, 128, 256),
+              (12, 256, 256), (14, 256, 256), "tap")
 
 
 class PerceptualDistance(nn.Module):
-    "Distance (B, V) between two stacks of skeleton maps (B, V, 23, h, w) in the features of VGG16, read from a safetensors file. FileNotFoundError or ValueError naming the file."
+    """Distance (B, V) between two stacks of skeleton maps (B, V, 23, h, w) in the features of VGG16, read from a
+    safetensors file. FileNotFoundError or ValueError naming the file."""
 
     def __init__(self, path: str | Path):
         super().__init__()
@@ -98,10 +102,12 @@ class PerceptualDistance(nn.Module):
         for number, before, after in (layer for layer in VGG_LAYERS if isinstance(layer, tuple)):
             name, needed = f"features.{number}.weight", (after, before, 3, 3)
             if shapes.get(name) != needed or shapes.get(f"features.{number}.bias") != (after,):
-                raise ValueError(f"{path}: its {name} is {shapes.get(name, 'missing')}, needed {needed} and a bias, as in torchvision's VGG16")
+                raise ValueError(f"{path}: its {name} is {shapes.get(name, 'missing')}, needed {needed} and a bias, "
+                                 "as in torchvision's VGG16")
             self.layers[str(number)] = nn.Conv2d(before, after, 3, padding=1)
         weights = load_file(path)
-        self.layers.load_state_dict({f"{name}.{part}": weights[f"features.{name}.{part}"] for name in self.layers for part in ("weight", "bias")})
+        self.layers.load_state_dict({f"{name}.{part}": weights[f"features.{name}.{part}"] for name in self.layers
+                                     for part in ("weight", "bias")})
         self.requires_grad_(False)
         draw = torch.Generator().manual_seed(23)
         self.register_buffer("colors", torch.rand(3, len(SKELETON_JOINTS), generator=draw))  # each joint its own colour
@@ -127,7 +133,8 @@ class PerceptualDistance(nn.Module):
 def perceptual_distance(seen: Reading) -> Tensor:
     "Distance in the features of a network for photographs, (B, V)."
     if seen.perceptual is None:
-        raise ValueError("the term perceptual needs the weights of VGG16; give perceptual=PerceptualDistance(<its safetensors file>)")
+        raise ValueError("the term perceptual needs the weights of VGG16; give perceptual=PerceptualDistance(<its "
+                         "safetensors file>)")
     return seen.perceptual(seen.logits.sigmoid(), seen.target)
 
 # %% ../../nbs/reward/02_rewards.ipynb #5874a943
@@ -135,9 +142,11 @@ TRANSPORT_REACH = 3 / 16  # tau, sides of the frame: about a fifth of a standing
 
 
 def transport_distance(logits: Tensor, points: Tensor) -> Tensor:
-    """Mean cost of moving each read map onto its true point, (B, V) in [0, 1): one half where a joint is TRANSPORT_REACH away.
+    """Mean cost of moving each read map onto its true point, (B, V) in [0, 1): one half where a joint is
+    TRANSPORT_REACH away.
 
-    `logits` (B, V, J, h, w); `points` (B, V, J, 2), x then y, in pixels of the (square) map, cell centres at half-integers as in `ViewRig`."""
+    `logits` (B, V, J, h, w); `points` (B, V, J, 2), x then y, in pixels of the (square) map, cell centres at
+    half-integers as in `ViewRig`."""
     size = logits.shape[-1]
     axis = (torch.arange(size, device=logits.device, dtype=logits.dtype) + 0.5) / size
     column, row = (points / size).unbind(-1)
@@ -150,7 +159,8 @@ BONES = tuple((SMPLX_PARENTS[joint], joint) for joint in SKELETON_JOINTS if SMPL
 
 
 def joints3d_distance(seen: Reading) -> Tensor:
-    "Bounded cost of the triangulated joints, (B,) charged to every view: one half where a joint is TRANSPORT_REACH sides of the frame away."
+    """Bounded cost of the triangulated joints, (B,) charged to every view: one half where a joint is TRANSPORT_REACH
+    sides of the frame away."""
     squared = ((seen.joints3d - seen.joints) / (2 * seen.rig.half_extent)).square().sum(-1)
     return seen.per_view((squared / (squared + TRANSPORT_REACH**2)).mean(-1))
 
@@ -176,11 +186,13 @@ class ForegroundMap(nn.Module):
     def fit(cls, latents: Tensor, masks: Tensor, newton_steps: int = 12, ridge: float = 1e-2) -> ForegroundMap:
         "The best linear question for latents (N, D, V, C, h, w) whose coverage (N, V, h, w) is known."
         if masks.shape != (len(latents), *latents.shape[2:3], *latents.shape[4:]):
-            raise ValueError(f"masks have shape {tuple(masks.shape)}, but latents of shape {tuple(latents.shape)} need {(len(latents), *latents.shape[2:3], *latents.shape[4:])}")
+            raise ValueError(f"masks have shape {tuple(masks.shape)}, but latents of shape {tuple(latents.shape)} "
+                             f"need {(len(latents), *latents.shape[2:3], *latents.shape[4:])}")
         domains, channels = latents.shape[1], latents.shape[3]
         cells = latents.permute(0, 2, 4, 5, 1, 3).reshape(-1, domains * channels).double()
         cells, covered = F.pad(cells, (0, 1), value=1.0), masks.flatten().double()
-        answer, keep = cells.new_zeros(cells.shape[1]), ridge * torch.eye(cells.shape[1], dtype=torch.double, device=cells.device)
+        answer, keep = (cells.new_zeros(cells.shape[1]),
+                        ridge * torch.eye(cells.shape[1], dtype=torch.double, device=cells.device))
         for _ in range(newton_steps):
             guess = (cells @ answer).sigmoid()
             bend = (cells * (guess * (1 - guess) + 1e-6)[:, None]).T @ cells
@@ -213,12 +225,14 @@ TERMS: dict[str, Callable[[Reading], Tensor]] = {
 
 
 def read_recipe(recipe: str) -> dict[str, float]:
-    "Weights by term: \"transport + 0.5 joints3d\" -> {\"transport\": 1.0, \"joints3d\": 0.5}. ValueError for anything else."
+    """Weights by term: "transport + 0.5 joints3d" -> {"transport": 1.0, "joints3d": 0.5}. ValueError for anything
+    else."""
     weights: dict[str, float] = {}
     for part in str(recipe).split("+"):
         found = re.fullmatch(r"\s*(?:([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*\*?\s+)?([a-z0-9]+)\s*", part)
         if found is None or found[2] not in TERMS:
-            raise ValueError(f"reward is {recipe!r}; it must be terms joined by +, each with a weight before it if it is not 1; there are {', '.join(TERMS)}")
+            raise ValueError(f"reward is {recipe!r}; it must be terms joined by +, each with a weight before it if it "
+                             f"is not 1; there are {', '.join(TERMS)}")
         weight = float(found[1] or 1)
         if found[2] in weights or not weight > 0:
             raise ValueError(f"reward is {recipe!r}; {found[2]} must appear once, with a weight above 0")
@@ -229,21 +243,29 @@ def read_recipe(recipe: str) -> dict[str, float]:
 class RewardSum(PoseScore):
     """Reward of multi-view latents for a pose by a recipe: minus the weighted sum of its terms, averaged over views.
 
-    `recipe`: see `read_recipe`; `foreground` is needed by the term silhouette, `perceptual` by the term of that name; `radius` above 0 scores the worst latent nearby
-    (root mean square of the step per entry). ValueError for a recipe that cannot be read, or lacks what a term needs."""
+    `recipe`: see `read_recipe`; `foreground` is needed by the term silhouette, `perceptual` by the term of that
+    name; `radius` above 0 scores the worst latent nearby
+    (root mean square of the step per entry). ValueError for a recipe that cannot be read, or lacks what a term
+    needs."""
 
-    def __init__(self, predictor: SkeletonPredictor, recipe: str = "maps", body_model: BodyModel | None = None, foreground: ForegroundMap | None = None, perceptual: PerceptualDistance | None = None, radius: float = 0.0):
+    def __init__(self, predictor: SkeletonPredictor, recipe: str = "maps", body_model: BodyModel | None = None,
+                 foreground: ForegroundMap | None = None, perceptual: PerceptualDistance | None = None,
+                 radius: float = 0.0):
         super().__init__(predictor, body_model)
-        self.weights, self.foreground, self.perceptual, self.radius = read_recipe(recipe), foreground, perceptual, radius
+        self.weights, self.foreground, self.perceptual, self.radius = (read_recipe(recipe), foreground, perceptual,
+                radius)
         for term, part in (("silhouette", foreground), ("perceptual", perceptual)):
             if term in self.weights and part is None:
-                raise ValueError(f"reward {recipe!r} needs {term if term == 'perceptual' else 'foreground'}= for its term {term}")
+                raise ValueError(f"reward {recipe!r} needs {term if term == 'perceptual' else 'foreground'}= for its "
+                                 f"term {term}")
 
-    def distances(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig, masks: Tensor | None = None) -> dict[str, Tensor]:
+    def distances(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig,
+                  masks: Tensor | None = None) -> dict[str, Tensor]:
         "Each term of the recipe, unweighted: (B, V) at least 0."
         logits = self.predictor(latents, rig)
         foreground = self.foreground(latents) if "silhouette" in self.weights else None
-        seen = Reading(latents, logits, self.framed_joints(pose), rig.resized(logits.shape[-1]), self.predictor.config.sigma, masks, foreground, self.perceptual)
+        seen = Reading(latents, logits, self.framed_joints(pose), rig.resized(logits.shape[-1]),
+                       self.predictor.config.sigma, masks, foreground, self.perceptual)
         return {term: TERMS[term](seen) for term in self.weights}
 
     def _plain(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig, masks: Tensor | None) -> Tensor:

@@ -42,19 +42,23 @@ class PredictorBlock(nn.Module):
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #0005a8b2
 def view_features(rig: ViewRig, device: torch.device | str | None = None) -> Tensor:
-    "What the skeleton predictor knows of each view, (V, 5): cosine and sine of the azimuth, of twice the azimuth, and +-1 for mirrored."
+    """What the skeleton predictor knows of each view, (V, 5): cosine and sine of the azimuth, of twice the azimuth,
+    and +-1 for mirrored."""
     angle = torch.deg2rad(torch.tensor(rig.azimuths, dtype=torch.float32, device=device))
     mirrored = torch.tensor(rig.mirrored or (False,) * rig.num_views, dtype=torch.float32, device=device) * 2 - 1
     return torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (2 * angle).sin(), mirrored], -1)
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #e9f5afdf
 def check_latents(latents: Tensor, config, rig: ViewRig) -> None:
-    "ValueError with one sentence unless latents are (B, D, V, C, h, w) for this skeleton predictor's config and the rig's views."
+    """ValueError with one sentence unless latents are (B, D, V, C, h, w) for this skeleton predictor's config and
+    the rig's views."""
     shape, least = tuple(latents.shape), 2 ** (len(config.block_out_channels) - 1)
     if len(shape) != 6 or shape[1] * shape[3] != config.in_channels or shape[2] != rig.num_views:
-        raise ValueError(f"SkeletonPredictor needs latents (B, D, V, C, h, w) with D*C = {config.in_channels} and V = {rig.num_views}, found {shape}")
+        raise ValueError(f"SkeletonPredictor needs latents (B, D, V, C, h, w) with D*C = {config.in_channels} and V = "
+                         f"{rig.num_views}, found {shape}")
     if shape[4] % least or shape[5] % least:
-        raise ValueError(f"SkeletonPredictor needs latents whose height and width are multiples of {least}, because it halves them {len(config.block_out_channels) - 1} times, found {shape[4]} x {shape[5]}")
+        raise ValueError(f"SkeletonPredictor needs latents whose height and width are multiples of {least}, because "
+                         f"it halves them {len(config.block_out_channels) - 1} times, found {shape[4]} x {shape[5]}")
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #9ff47eef
 def _through(blocks: nn.ModuleList, hidden: Tensor, embedding: Tensor) -> Tensor:
@@ -96,24 +100,30 @@ class _MapReadings:
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #029e2a0f
 class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
-    """Skeleton maps of 23 joints from multi-view latents, view by view (the frozen skeleton predictor g_skel of DrPose).
+    """Skeleton maps of 23 joints from multi-view latents, view by view (the frozen skeleton predictor g_skel of
+    DrPose).
 
-    Latents are (B, D, V, C, h, w) with D = 2 domains (normal, colour); h and w must be divisible by 2 to the number of levels less one."""
+    Latents are (B, D, V, C, h, w) with D = 2 domains (normal, colour); h and w must be divisible by 2 to the number
+    of levels less one."""
 
     @register_to_config
-    def __init__(self, in_channels: int = 8, joints: int = 23, block_out_channels: tuple[int, ...] = (48, 96, 128), layers_per_block: int = 1, sigma: float = 1.5):
+    def __init__(self, in_channels: int = 8, joints: int = 23, block_out_channels: tuple[int, ...] = (48, 96, 128),
+                 layers_per_block: int = 1, sigma: float = 1.5):
         super().__init__()
         widths, embedding = tuple(block_out_channels), 4 * block_out_channels[0]
-        self.view_embedding = nn.Sequential(nn.Linear(5, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+        self.view_embedding = nn.Sequential(nn.Linear(5, embedding), nn.SiLU(), nn.Linear(embedding, embedding),
+                                            nn.SiLU())
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         previous = widths[0]
         for width in widths:
-            self.down.append(nn.ModuleList([PredictorBlock(previous if i == 0 else width, width, embedding) for i in range(layers_per_block)]))
+            self.down.append(nn.ModuleList([PredictorBlock(previous if i == 0 else width, width, embedding)
+                                            for i in range(layers_per_block)]))
             previous = width
         self.middle = nn.ModuleList([PredictorBlock(previous, previous, embedding) for _ in range(2)])
         for width in reversed(widths):
-            self.up.append(nn.ModuleList([PredictorBlock(previous + width if i == 0 else width, width, embedding) for i in range(layers_per_block)]))
+            self.up.append(nn.ModuleList([PredictorBlock(previous + width if i == 0 else width, width, embedding)
+                                          for i in range(layers_per_block)]))
             previous = width
         self.norm_out, self.conv_out = nn.GroupNorm(8, previous), nn.Conv2d(previous, joints, 3, padding=1)
 
@@ -129,7 +139,8 @@ class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
         return self.conv_out(F.silu(self.norm_out(hidden))).unflatten(0, (batch, views)), features
 
     def forward(self, latents: Tensor, rig: ViewRig) -> Tensor:
-        "latents (B, D, V, C, h, w) -> logits of the skeleton maps (B, V, 23, h, w); raises ValueError on a shape that does not match `rig`."
+        """latents (B, D, V, C, h, w) -> logits of the skeleton maps (B, V, 23, h, w); raises ValueError on a shape
+        that does not match `rig`."""
         return self._run(latents, rig)[0]
 
     def features(self, latents: Tensor, rig: ViewRig) -> Tensor:
@@ -139,7 +150,8 @@ class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #4f6c1ef6
 @dataclass
 class ReadJoints:
-    "Joints read from latents: `points2d` (B, V, 23, 2) pixels of the latent grid, `joints3d` (B, 23, 3) in the rig's frame."
+    """Joints read from latents: `points2d` (B, V, 23, 2) pixels of the latent grid, `joints3d` (B, 23, 3) in the
+    rig's frame."""
 
     points2d: Tensor
     joints3d: Tensor
@@ -163,7 +175,8 @@ SPATIAL_WEIGHT = 0.1  # share of the spatial cross-entropy beside BCE
 
 
 def bce_excess(logits: Tensor, target: Tensor) -> Tensor:
-    "Class-balanced BCE minus its floor, (B, V, J, h, w) twice -> (B, V); zero exactly when sigmoid(logits) equals the target."
+    """Class-balanced BCE minus its floor, (B, V, J, h, w) twice -> (B, V); zero exactly when sigmoid(logits) equals
+    the target."""
     weight = 1 + POSITIVE_WEIGHT * target
     floor = -(torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target))
     value = F.binary_cross_entropy_with_logits(logits, target, reduction="none") - floor
@@ -171,7 +184,8 @@ def bce_excess(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def spatial_excess(logits: Tensor, target: Tensor) -> Tensor:
-    "Kullback-Leibler divergence of each map's spatial softmax from the normalised target, averaged over joints: (B, V)."
+    """Kullback-Leibler divergence of each map's spatial softmax from the normalised target, averaged over joints:
+    (B, V)."""
     truth = target.flatten(-2) + 1e-12
     truth = truth / truth.sum(-1, keepdim=True)
     return (truth * (truth.log() - logits.flatten(-2).log_softmax(-1))).sum(-1).mean(-1)
@@ -183,7 +197,8 @@ def map_distance(logits: Tensor, target: Tensor) -> Tensor:
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #5772cd55
 class PoseScore(nn.Module):
-    """Reward of multi-view latents for a pose: minus the distance of the read maps from the true ones, averaged over views (DrPose, PoseScore).
+    """Reward of multi-view latents for a pose: minus the distance of the read maps from the true ones, averaged over
+    views (DrPose, PoseScore).
 
     `predictor` is frozen and set to evaluation mode. `body_model` is needed only when poses (not joints) are scored."""
 
@@ -199,10 +214,12 @@ class PoseScore(nn.Module):
         "The 23 joints (B, 23, 3) in the generator's frame; a tensor is taken as being there already."
         if isinstance(pose, Tensor):
             if pose.ndim != 3 or pose.shape[1] < len(SKELETON_JOINTS) or pose.shape[2] != 3:
-                raise ValueError(f"PoseScore needs joints (B, 23 or more, 3) in the rig's frame, found {tuple(pose.shape)}")
+                raise ValueError("PoseScore needs joints (B, 23 or more, 3) in the rig's frame, found "
+                                 f"{tuple(pose.shape)}")
             return pose[:, list(SKELETON_JOINTS)]
         if self.body_model is None:
-            raise ValueError("PoseScore needs a body model to score a Pose: pass PoseScore(predictor, load_body()), or give joints instead")
+            raise ValueError("PoseScore needs a body model to score a Pose: pass PoseScore(predictor, load_body()), "
+                             "or give joints instead")
         body = self.body_model(pose)
         return frame_by_diagonal(body.vertices).apply(body.joints[:, list(SKELETON_JOINTS)])
 
@@ -212,5 +229,6 @@ class PoseScore(nn.Module):
         return -map_distance(logits, self.target(pose, rig, logits.shape[-1]).to(logits.dtype))
 
     def forward(self, latents: Tensor, pose: Pose | Tensor, rig: ViewRig) -> Tensor:
-        "Reward of each sample, (B,), at most 0: latents (B, D, V, C, h, w), pose of the same batch, and the rig the latents were made for."
+        """Reward of each sample, (B,), at most 0: latents (B, D, V, C, h, w), pose of the same batch, and the rig
+        the latents were made for."""
         return self.per_view(latents, pose, rig).mean(1)
