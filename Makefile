@@ -7,12 +7,14 @@
 # make export           notebooks -> drpose/*.py
 # make clean-notebooks  strip execution counts and stray metadata from the notebooks
 # make readme           run nbs/index.ipynb and write README.md from it
+# make store            run the notebooks named in NOTEBOOKS and store them with their outputs
 #
 # Variables, e.g. make demo PYTHON=python3.12:
 #   PYTHON          the interpreter that the environment is made from, 3.11 or newer
 #   VENV            where the environment goes
 #   TORCH_ARGS      more pip arguments for torch alone, e.g. --index-url with another build of it
 #   DEMO_ARGS       more arguments of `drpose run` for the demo, e.g. -p seed 1
+#   NOTEBOOKS       what `make store` runs, e.g. nbs/00_drpose.ipynb
 #   PYTEST_ARGS     more pytest arguments, e.g. -k bodies
 #   TEST_PROCESSES  how many tests run side by side, best one more than there are cores, since some wait; each takes up to 3 GB
 
@@ -22,13 +24,14 @@ TORCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 3
+NOTEBOOKS ?= nbs/00_drpose.ipynb
 
 ENV_PYTHON = $(VENV)/bin/python
 INSTALLED = $(VENV)/.drpose_installed
 PIP = $(ENV_PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO = outputs/demo
 
-.PHONY: help setup demo test test-oldest lab weights export clean-notebooks readme clean
+.PHONY: help setup demo test test-oldest lab weights export clean-notebooks readme store clean
 .DEFAULT_GOAL := help
 
 help:
@@ -74,6 +77,9 @@ weights: setup
 
 lab: setup
 	@$(ENV_PYTHON) -m jupyterlab nbs/00_drpose.ipynb
+
+store: setup
+	@$(ENV_PYTHON) scripts/store_notebook.py $(NOTEBOOKS)
 
 export: setup
 	@$(VENV)/bin/nbdev_export

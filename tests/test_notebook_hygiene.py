@@ -13,8 +13,10 @@ import pytest
 from project_files import (
     ALL_NOTEBOOKS,
     DEFINITION_NOTEBOOKS,
+    DOOR,
     GENERATED,
-    NOTEBOOKS,
+    INDEX,
+    OPENINGS,
     PACKAGE,
     RESULT_NOTEBOOKS,
     ROOT,
@@ -86,7 +88,7 @@ def test_notebook_imports_by_name(path):
         assert not re.search(r"\bnbdev_export\s*\(", source(cell)), f"{relative(path)} would rewrite the package under papermill; use `make export`"
 
 
-@pytest.mark.parametrize("path", [*DEFINITION_NOTEBOOKS, *RESULT_NOTEBOOKS, *sorted(NOTEBOOKS.glob("index.ipynb"))], ids=relative)
+@pytest.mark.parametrize("path", [DOOR, INDEX, *OPENINGS, *DEFINITION_NOTEBOOKS, *RESULT_NOTEBOOKS], ids=relative)
 def test_only_run_notebooks_have_parameters(path):
     assert not parameter_cells(path)
 
@@ -130,6 +132,37 @@ def test_parameters_are_commented_literals(path):
         assert commented & set(range(statement.lineno, statement.end_lineno + 1)), f"{relative(path)}: `{line}` has no comment"
 
 
+JUNK = re.compile(r"\d+%\||it/s\]|Widget|\bUserWarning\b|\bFutureWarning\b|DeprecationWarning|Self CPU|\x1b\[")  # progress bars, widgets, warnings, profilers, terminal colours
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=relative)
+def test_stored_outputs_are_fit_to_read(path):
+    for cell in code_cells(path):
+        for output in cell["outputs"]:
+            text = "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
+            found = JUNK.search(text)
+            assert found is None, f"{relative(path)} stores {text[max(0, found.start() - 60) : found.end() + 20]!r} below: {source(cell).splitlines()[0]}"
+            assert not any(kind.startswith("application/vnd.jupyter.widget") for kind in output.get("data", {})), f"{relative(path)} stores a live widget"
+
+
+@pytest.mark.parametrize("path", [DOOR, INDEX, *OPENINGS, *RUN_NOTEBOOKS, *RESULT_NOTEBOOKS], ids=relative)
+def test_notebook_is_stored_with_a_picture(path):
+    "Whoever opens it on a git host sees what it does before running anything."
+    kinds = [kind for cell in code_cells(path) for output in cell["outputs"] for kind in output.get("data", {})]
+    assert "image/png" in kinds, f"run {relative(path)} and store its outputs"
+
+
+def test_the_front_door_is_short():
+    assert len(read_notebook(DOOR)["cells"]) <= 25
+
+
+@pytest.mark.parametrize("path", OPENINGS, ids=relative)
+def test_an_opening_lists_the_chapters_of_its_part(path):
+    text = "\n".join(source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown")
+    listed = re.findall(r"^\| \**\[\w+\]\((\S+\.ipynb)\)", text, re.MULTILINE)
+    assert sorted(listed) == sorted(chapter.name for chapter in path.parent.glob("[0-9]*.ipynb") if chapter != path)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_module_is_documented_and_stands_alone(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -142,9 +175,10 @@ def test_module_is_documented_and_stands_alone(path):
     assert not silent, f"{relative(path)}: no docstring on {silent}"
 
 
-@pytest.mark.parametrize("rules, folders", [("F,E9,B", ["drpose"]), ("F,E9", ["tests", "scripts", "setup.py"])], ids=["package", "scripts"])
+@pytest.mark.parametrize("rules, folders", [("F,E9,B", ["drpose"]), ("F,E9,E501", ["nbs"]), ("F,E9", ["tests", "scripts", "setup.py"])], ids=["package", "notebooks", "scripts"])
 def test_ruff(rules, folders):
-    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--output-format=concise", "--select", rules]
+    "Names, bugs, and in the notebooks lines of at most 120 characters (the package's are theirs, but for what nbdev adds)."
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--line-length=120", "--output-format=concise", "--select", rules]
     command += ["--ignore", "B905"]  # zip(strict=...) everywhere costs more reading than it saves
     finished = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -179,15 +213,17 @@ def test_the_path_scan_sees_what_it_should(text, expected):
 
 
 def test_readme_says_what_the_index_says():
-    "The prose of nbs/index.ipynb, with links from the repository's root, and every chapter in the table."
+    "The prose of nbs/index.ipynb, with links from the repository's root; one screen and a half, the rest is in docs."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for cell in read_notebook(NOTEBOOKS / "index.ipynb")["cells"]:
+    for cell in read_notebook(INDEX)["cells"]:
         if cell["cell_type"] == "markdown":
             lines = [line for line in source(cell).splitlines() if line and "](" not in line]
             missing = [line for line in lines if line not in readme]
             assert not missing, f"run `make readme`; README.md lacks {missing[0]!r}"
-    for path in DEFINITION_NOTEBOOKS:
-        assert f"({relative(path)})" in readme, f"run `make readme`; README.md does not list {relative(path)}"
+    for path in (DOOR, *OPENINGS):
+        assert f"({relative(path)})" in readme, f"run `make readme`; README.md does not lead to {relative(path)}"
+    assert len(re.findall(r"^\| \d+ \| \[", readme, re.MULTILINE)) == 12, "the main line has twelve chapters"
+    assert len(readme.encode()) <= 8192, "README.md is for the first look; move it to docs"
     local = [link for link in re.findall(r"\]\((?!\w+:|#)([^)#]+)", readme) if not (ROOT / link).exists()]
     assert not local, f"README.md links to what is not there: {local}"
 

@@ -1,9 +1,8 @@
 """Every chapter, the index and every results page runs from top to bottom, its assertions included (the engine of `nbdev_test`)."""
 
 import pytest
-from project_files import DEFINITION_NOTEBOOKS, NOTEBOOKS, RESULT_NOTEBOOKS, ROOT, relative, run_python
+from project_files import DEFINITION_NOTEBOOKS, DOOR, INDEX, OPENINGS, RESULT_NOTEBOOKS, ROOT, relative, run_python
 
-INDEX = sorted(NOTEBOOKS.glob("index.ipynb"))
 RUN_ONE_NOTEBOOK = """
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ sys.exit(not passed)
 """
 
 
-@pytest.mark.parametrize("path", [*INDEX, *DEFINITION_NOTEBOOKS, *RESULT_NOTEBOOKS], ids=relative)
+@pytest.mark.parametrize("path", [DOOR, INDEX, *OPENINGS, *DEFINITION_NOTEBOOKS, *RESULT_NOTEBOOKS], ids=relative)
 def test_notebook_runs(path):
     finished = run_python(RUN_ONE_NOTEBOOK, str(path), cwd=ROOT, timeout=600)
     assert finished.returncode == 0, f"{relative(path)} failed:\n{finished.stderr[-6000:]}"

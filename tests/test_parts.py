@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from project_files import DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, code_cells, relative, source
+from project_files import ALL_NOTEBOOKS, DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, ROOT, code_cells, relative, source
 
 ORDER = [f"{path.parent.name}.{path.stem[3:]}" for path in DEFINITION_NOTEBOOKS]  # part.module, first to last
 
@@ -40,3 +40,28 @@ def test_a_chapter_imports_only_earlier_ones(path):
 def test_a_chapter_is_named_like_its_module(path):
     exports_to = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(map(source, code_cells(path))), re.MULTILINE)[1]
     assert exports_to == ("__init__" if path.stem == "07_names" else f"{path.parent.name}.{path.stem[3:]}")
+
+
+@pytest.mark.parametrize("path", ALL_NOTEBOOKS, ids=relative)
+def test_imports_stand_in_the_order_of_the_house(path):
+    for cell in code_cells(path):
+        lines = re.findall(r"^from drpose\.(\w+\.\w+) import", source(cell), re.MULTILINE)
+        assert lines == sorted(lines, key=ORDER.index), f"{relative(path)}: {lines}"
+
+
+def test_nothing_is_exported_that_only_its_own_chapter_shows():
+    "Each public name is used by its own module, another notebook, a script or a page."
+    texts = {path: "\n".join(map(source, code_cells(path))) for path in ALL_NOTEBOOKS}
+    texts |= {path: path.read_text(encoding="utf-8") for path in (*(ROOT / "scripts").glob("*.py"), *(ROOT / "docs").glob("*.md"))}
+    words = {path: set(re.findall(r"\w+", text)) for path, text in texts.items()}
+    idle = []
+    for path in DEFINITION_NOTEBOOKS:
+        exported = "\n".join(source(cell) for cell in code_cells(path) if "#| export" in source(cell))
+        tree = ast.parse(exported)
+        names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        names += [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets if isinstance(target, ast.Name)]
+        for name in names:
+            elsewhere = any(name in found for other, found in words.items() if other != path)
+            if not name.startswith("_") and not elsewhere and len(re.findall(rf"\b{name}\b", exported)) < 2:
+                idle.append(f"{relative(path)}: {name}")
+    assert not idle, f"used by nobody but their own chapter and tests: {idle}"

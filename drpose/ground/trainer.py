@@ -124,7 +124,17 @@ def notebook_parameters(namespace: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_settings(values: dict[str, Any], *classes: type, source: str = "notebook parameters") -> tuple:
-    "One checked instance of each dataclass from `values`; a name that none of them has raises ValueError."
+    """One checked instance of each dataclass from `values`; a name that none of them has raises ValueError.
+
+    A value called `advanced` is a dict of further fields: those that a job's cell of parameters does not list."""
+    values = dict(values)
+    advanced = values.pop("advanced", {})
+    if not isinstance(advanced, dict):
+        raise TypeError(f"{source}: 'advanced' is {advanced!r}, but needs a dict (in YAML {{kl_on: prediction}})")
+    twice = sorted(set(values) & set(advanced))
+    if twice:
+        raise ValueError(f"{source}: {twice[0]!r} is a parameter of its own, and stands in 'advanced' too")
+    values |= advanced
     known = {name for cls in classes for name in get_type_hints(cls)}
     unknown = sorted(set(values) - known)
     if unknown:

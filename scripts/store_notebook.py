@@ -1,0 +1,39 @@
+"""Run notebooks and store them with their outputs, as they should be read on a git host: `make store NOTEBOOKS="nbs/runs/posttrain.ipynb"`.
+
+Each runs from its own folder. Progress bars, live widgets and what was written to stderr are not stored, and the metadata is what nbdev_clean leaves.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def worth_storing(output: nbformat.NotebookNode) -> bool:
+    "Text, tables and pictures; no bars and no widgets, which show nothing once their kernel is gone."
+    return output.get("name") != "stderr" and not any(kind.startswith("application/vnd.jupyter.widget") for kind in output.get("data", {}))
+
+
+def store(path: Path) -> None:
+    "Execute the notebook and write it back. CellExecutionError if a cell fails; the file is then as it was."
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if worth_storing(output)]
+            for output in cell.outputs:
+                output.get("data", {}).pop("image/jpeg", None)  # Pillow offers both; one is enough
+    nbformat.write(notebook, path)
+    clean = f"from nbdev.clean import nbdev_clean; nbdev_clean({str(path)!r})"
+    subprocess.run([sys.executable, "-c", clean], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        store(Path(name).resolve())
+        print(f"{name}: stored", flush=True)
