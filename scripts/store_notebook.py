@@ -18,6 +18,15 @@ def worth_storing(output: nbformat.NotebookNode) -> bool:
     return output.get("name") != "stderr" and not any(kind.startswith("application/vnd.jupyter.widget") for kind in output.get("data", {}))
 
 
+def tidy(output: nbformat.NotebookNode) -> None:
+    "One form of each picture, and no path of the machine it was run on."
+    data = output.get("data", {})
+    data.pop("image/jpeg", None)  # Pillow offers both
+    for part, name in ((output, "text"), (data, "text/plain")):
+        if name in part:
+            part[name] = part[name].replace(str(ROOT), "…")
+
+
 def store(path: Path) -> None:
     "Execute the notebook and write it back. CellExecutionError if a cell fails; the file is then as it was."
     notebook = nbformat.read(path, as_version=4)
@@ -27,7 +36,7 @@ def store(path: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if worth_storing(output)]
             for output in cell.outputs:
-                output.get("data", {}).pop("image/jpeg", None)  # Pillow offers both; one is enough
+                tidy(output)
     nbformat.write(notebook, path)
     clean = f"from nbdev.clean import nbdev_clean; nbdev_clean({str(path)!r})"
     subprocess.run([sys.executable, "-c", clean], cwd=ROOT, check=True)

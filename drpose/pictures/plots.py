@@ -26,7 +26,8 @@ from .rendering import check_levels
 
 # %% auto #0
 __all__ = ['LEFT_COLOR', 'RIGHT_COLOR', 'MIDDLE_COLOR', 'to_image', 'save_png', 'joint_color', 'tint_maps', 'view_titles',
-           'show_views', 'plot_skeleton', 'contact_sheet', 'mesh_figure', 'is_number', 'curves', 'LiveCurves']
+           'show_views', 'plot_skeleton', 'contact_sheet', 'mesh_figure', 'is_number', 'curves', 'LiveCurves',
+           'bar_panels']
 
 # %% ../../nbs/pictures/03_plots.ipynb #1e5f95b5
 LEFT_COLOR, RIGHT_COLOR, MIDDLE_COLOR = "#e6731a", "#2666cc", "#555555"
@@ -323,3 +324,20 @@ class LiveCurves:
             self.handle = display(figure, display_id=True)
         else:
             self.handle.update(figure)
+
+# %% ../../nbs/pictures/03_plots.ipynb #2d67a62a
+def bar_panels(
+    panels: Mapping[str, Mapping[str, float]],  # title -> label -> value; a title says the unit and which way is better
+) -> Figure:
+    "One panel of horizontal bars for each title. ValueError without any."
+    if not panels or not all(panels.values()):
+        raise ValueError("bar_panels: there is nothing to draw.")
+    height = 0.7 + 0.3 * max(len(values) for values in panels.values())
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, height), dpi=80, squeeze=False, layout="constrained")
+    for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
+        bars = axis.barh(list(values), list(values.values()), color="#7a8ba6")
+        axis.bar_label(bars, fmt="%.3g", padding=3, fontsize=9)
+        axis.invert_yaxis(), axis.margins(x=0.15), axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
+    return figure
