@@ -69,7 +69,7 @@ test-oldest:
 	@$(VENV)-oldest/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints-oldest.txt --editable . pytest
 	@OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -q tests/test_model_files.py
 
-# Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the judge measures the base, and the reader that rewards learns from the base's guesses too.
+# Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the evaluation predictor measures the base, and the skeleton predictor that rewards learns from the base's guesses too.
 weights: setup
 	@set -e; for job in "train_autoencoder train_autoencoder" "train_autoencoder finish_autoencoder" "train_skeleton_predictor train_judge" "train_base train_base" "train_skeleton_predictor train_predictor"; do \
 		set -- $$job; $(VENV)/bin/drpose run $$1 -f $$2; done

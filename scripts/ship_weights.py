@@ -18,8 +18,8 @@ from drpose.reward.skeleton_predictor import SkeletonPredictor
 PURPOSE = {
     "autoencoder": "Stock AutoencoderKL, 64-pixel images to 16x16 latents of 4 channels, shared by normals and colours.",
     "base": "MultiViewUNet of the tiny world: one photo to four views of normals and colours. Trained on everyday poses and a few upright ones with varied limbs, never on dynamic clips.",
-    "predictor": "Skeleton reader whose answer is the reward of post-training. Never used to measure.",
-    "judge": "Skeleton reader that only measures: other seed, width, depth, people and renders than the one that rewards.",
+    "predictor": "Skeleton predictor whose answer is the reward of post-training. Never used to measure.",
+    "judge": "Evaluation predictor, which only measures: other seed, width, depth, people and renders than the one that rewards.",
 }
 
 

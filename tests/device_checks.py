@@ -410,7 +410,7 @@ def job_cells(job: str, **changed) -> None:
 
 @check("the demo's job, validation included")
 def demo(device, folder):
-    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, validation_every=2, validation_people=4, sheet=2, num_inference_steps=4, early_stop=1, tracker="none")
+    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, validation_every=2, validation_people=4, sheet=2, num_inference_steps=4, early_stop=1, advanced={"tracker": "none"})
     summary = json.loads((folder / "demo" / "summary.json").read_text())
     rows = {f"{name} {when} {key}": value["mean"] if isinstance(value, dict) else value for name in ("hard", "everyday") for when in ("before", "after") for key, value in summary[name][when].items()}
     assert (folder / "demo" / "figures" / "effect.png").is_file()

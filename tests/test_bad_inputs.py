@@ -56,7 +56,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    "One whole pipeline and one whole reader on disk."
+    "One whole pipeline and one whole skeleton predictor on disk."
     folder = tmp_path_factory.mktemp("models")
     test_multiview.tiny_pipeline().save_pretrained(folder / "pipeline")
     tiny_parts.predictor().save_pretrained(folder / "predictor")
@@ -192,13 +192,13 @@ BAD = {
     "UNet: config of nonsense": (lambda w: MultiViewUNet.from_pretrained(edited(w.copied("pipeline") / "unet", "config.json", attention_head_dim=[3])), ValueError, "attention_head_dim"),
     "UNet: more levels than weights": (lambda w: MultiViewUNet.from_pretrained(edited(w.copied("pipeline") / "unet", "config.json", layers_per_block=2)), ValueError, "lack"),
     "UNet: weights as .bin": (lambda w: MultiViewUNet.from_pretrained(renamed(w.copied("pipeline") / "unet", WEIGHTS, "diffusion_pytorch_model.bin")), ValueError, "never read"),
-    "reader: cut short": (lambda w: SkeletonPredictor.from_pretrained(truncated(w.copied("predictor"), WEIGHTS)), ValueError, WEIGHTS),
-    "reader: a pickle under the right name": (lambda w: SkeletonPredictor.from_pretrained(pickled(w.copied("predictor"), WEIGHTS)), ValueError, "safetensors"),
-    "reader: config of a UNet": (lambda w: SkeletonPredictor.from_pretrained(w.copied("pipeline") / "unet"), ValueError, "MultiViewUNet"),
-    "reader: config no JSON": (lambda w: SkeletonPredictor.from_pretrained(truncated(w.copied("predictor"), "config.json")), ValueError, "not valid JSON"),
-    "reader: config without class": (lambda w: SkeletonPredictor.from_pretrained(edited(w.copied("predictor"), "config.json", _class_name=None)), ValueError, "describes no model"),
-    "reader: latents of one domain": (lambda w: tiny_parts.predictor()(torch.zeros(1, 1, 4, 4, 8, 8), RIG), ValueError, "D*C = 8"),
-    "reader: odd latents": (lambda w: tiny_parts.predictor()(torch.zeros(1, 2, 4, 4, 7, 8), RIG), ValueError, "7 x 8"),
+    "predictor: cut short": (lambda w: SkeletonPredictor.from_pretrained(truncated(w.copied("predictor"), WEIGHTS)), ValueError, WEIGHTS),
+    "predictor: a pickle under the right name": (lambda w: SkeletonPredictor.from_pretrained(pickled(w.copied("predictor"), WEIGHTS)), ValueError, "safetensors"),
+    "predictor: config of a UNet": (lambda w: SkeletonPredictor.from_pretrained(w.copied("pipeline") / "unet"), ValueError, "MultiViewUNet"),
+    "predictor: config no JSON": (lambda w: SkeletonPredictor.from_pretrained(truncated(w.copied("predictor"), "config.json")), ValueError, "not valid JSON"),
+    "predictor: config without class": (lambda w: SkeletonPredictor.from_pretrained(edited(w.copied("predictor"), "config.json", _class_name=None)), ValueError, "describes no model"),
+    "predictor: latents of one domain": (lambda w: tiny_parts.predictor()(torch.zeros(1, 1, 4, 4, 8, 8), RIG), ValueError, "D*C = 8"),
+    "predictor: odd latents": (lambda w: tiny_parts.predictor()(torch.zeros(1, 2, 4, 4, 7, 8), RIG), ValueError, "7 x 8"),
     "adapter: none there": (lambda w: load_lora(tiny_parts.unet(), w.folder), FileNotFoundError, LORA_FILE),
     "adapter: damaged": (lambda w: load_lora(tiny_parts.unet(), lora_folder(w)), ValueError, LORA_FILE),
     # settings

@@ -119,9 +119,9 @@ def test_a_step_may_show_two_views_at_right_angles(monkeypatch):
     pairs = []
     for step in range(60):
         module(step)
-        noisy, told = asked[-1]
-        assert noisy.shape[2] == 2 and told.shape[1] == 2
-        pair = [next(view for view in range(4) if torch.equal(told[:, place], prompts[:, view])) for place in range(2)]
+        noisy, given = asked[-1]
+        assert noisy.shape[2] == 2 and given.shape[1] == 2
+        pair = [next(view for view in range(4) if torch.equal(given[:, place], prompts[:, view])) for place in range(2)]
         shown = noisy.flatten(3).mean(-1)[0, 0]
         assert (shown.abs() < 100).tolist() == [view == 0 for view in pair], "the text of one view with the latents of another"
         pairs.append(tuple(pair))

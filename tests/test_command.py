@@ -43,7 +43,7 @@ def test_help_tells_every_parameter(name, capsys):
     (["run", "posttrain", "-f", "small"], "this preset is for posttrain_own"), (["run", "posttrain", "-f", "empty.yaml"], "empty.yaml: 'steps' is left empty"), (["run", "posttrain", "-f", "list.yaml"], "list.yaml: holds a list"),
     (["run", "posttrain", "-f", "torn.yaml"], "torn.yaml: is no valid YAML"), (["run", "posttrain", "-f", "evil.yaml"], "evil.yaml: is no valid YAML"), (["run", "posttrain", "-f", "other.yaml"], "posttrain has no parameter 'stesp'; did you mean steps"),
 ])  # fmt: skip
-def test_what_cannot_run_is_told_before_a_kernel_starts(arguments, sentence, capsys, tmp_path, monkeypatch):
+def test_what_cannot_run_is_refused_before_a_kernel_starts(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in {"empty": "steps:\n", "list": "- 1\n", "torn": "steps: [1\n", "other": "stesp: 3\n", "evil": "steps: !!python/object/apply:os.system ['touch MARKER']\n"}.items():
         (tmp_path / f"{name}.yaml").write_text(text)

@@ -1,4 +1,4 @@
-"""Evaluation end to end with a judge that knows the truth: views, units, mirrored views, pairing and the table."""
+"""Evaluation end to end with an evaluation predictor that knows the truth: views, units, mirrored views, pairing and the table."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def test_units_of_a_known_error(world):
     assert result.drift is None
 
 
-def test_judge_gets_the_latent_grid_and_its_pixels_are_enlarged(world):
+def test_the_evaluation_predictor_gets_the_latent_grid_and_its_pixels_are_enlarged(world):
     truth, latents = world
     eval_predictor = FakePredictor(truth.joints, wrong_views=(2,))
     result = views.evaluate_views(truth.images, latents, truth, eval_predictor, RIG.resized(512))

@@ -412,7 +412,7 @@ def numbers(value) -> Iterator[torch.Tensor]:
             yield from numbers(part)
 
 
-def judged(door: Door, where: Path, damaged: Path) -> str | None:
+def by_evaluation(door: Door, where: Path, damaged: Path) -> str | None:
     "What is wrong with how `door` answers the damaged file; None if it answers as it should."
     before, began = peak_bytes(reset=True), time.monotonic()
     try:
@@ -471,7 +471,7 @@ def test_no_damaged_file_gets_past_its_door(name, doors, tmp_path, monkeypatch):
             except (ValueError, UnicodeDecodeError):  # a header that was not JSON to begin with
                 damage = _cut(content, draw)
         (where / file).write_bytes(damage)
-        said = judged(door, where, where / file)
+        said = by_evaluation(door, where, where / file)
         if said is not None:
             faults.append(f"{number} {file} ({chosen}): {said.replace(str(tmp_path), '')}")
         shutil.rmtree(where)
@@ -513,7 +513,7 @@ def test_a_stray_file_is_neither_run_nor_read(name, stray, doors, tmp_path, monk
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(STRAYS[stray](str(marker)))
         monkeypatch.chdir(where / place)
-        said = judged(door, where, target)
+        said = by_evaluation(door, where, target)
         faults += [] if said is None else [f"{place}: {said}"]
     assert not marker.exists(), "a file's program was run"
     assert not faults, faults

@@ -102,7 +102,7 @@ def test_papermill_can_read_every_parameter(path, caplog):
 
 
 def test_the_gpu_check_goes_on_past_a_failed_part_and_repeats_nothing(tmp_path, monkeypatch):
-    "A part that cannot run is told and left behind; what is done is not done again; what failed is tried again."
+    "A part that cannot run is named and left behind; what is done is not done again; what failed is tried again."
     path, kept = notebook("gpu_check.ipynb"), tmp_path / "run" / "rendering.json"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "step").write_text("a file where a folder should be")
@@ -194,7 +194,7 @@ def test_train_base_refuses_what_does_not_go_together(change, sentence, tmp_path
         check_settings(notebook("train_base.ipynb"), **change)
 
 
-def test_a_reader_learns_from_scans(tmp_path):
+def test_a_skeleton_predictor_learns_from_scans(tmp_path):
     "render_scans with fits, then train_skeleton_predictor with the preset paper and the paper's loss, through a pipeline of six views and a face."
     execute(notebook("render_scans.ipynb"), tmp_path, output_dir=str(tmp_path / "scans"), size=48)
     settings = dict(preset="paper", scans=str(tmp_path / "scans"), checkpoint=str(tiny_parts.pshuman_checkpoint(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=4, steps=12, warmup_steps=1, learning_rate=1.0e-2,
@@ -211,7 +211,7 @@ def test_a_reader_learns_from_scans(tmp_path):
     ({"preset": "small"}, "'preset' is 'small'"), ({"preset": "paper"}, "'scans' is '', but needs to be a folder for the preset paper"), ({"loss": "bce + bones"}, "'loss' is 'bce \\+ bones', but needs to be made of maps"),
     ({"loss": "bce + perceptual"}, "'perceptual_weights' is ''"), ({"loss": "bcee"}, "'loss' is 'bcee'; it must be terms"), ({"test_scans": 0}, "'test_scans'"), ({"estimate_share": 1.0}, "'estimate_share'"),
 ])  # fmt: skip
-def test_the_reader_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
+def test_the_skeleton_predictor_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence):
         check_settings(notebook("train_skeleton_predictor.ipynb"), **change)

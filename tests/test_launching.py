@@ -31,9 +31,9 @@ def two_ranks(*jobs: tuple) -> list:
     jobs = json.dumps([(what, str(folder), arguments) for what, folder, arguments in jobs])
     found = subprocess.run([sys.executable, str(TESTS / "two_ranks.py"), jobs], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert found.returncode == 0, found.stderr[-3000:]
-    told = json.loads(found.stdout.splitlines()[-1])
-    assert all(not isinstance(codes, list) or not any(codes) for codes in told), found.stderr[-3000:]
-    return told
+    printed = json.loads(found.stdout.splitlines()[-1])
+    assert all(not isinstance(codes, list) or not any(codes) for codes in printed), found.stderr[-3000:]
+    return printed
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,7 +47,7 @@ def furthest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
 
 @pytest.mark.parametrize("estimator", ["drtune", "draft-lv", "async"])
 def test_gradients_are_equal_on_ranks_and_those_of_the_full_batch(tmp_path, estimator):
-    "Float64, with noise in the steps (but for the walk): 2 processes x 1, 1 process x 2, and 1 process x 2 parts of 1."
+    "Float64, with noise in the steps (but for asynchronous rollouts): 2 processes x 1, 1 process x 2, and 1 process x 2 parts of 1."
     shared = dict(estimator=estimator, kl_weight=0.5, eta=0.0 if estimator == "async" else 0.7)
     two_ranks(*(("gradients", tmp_path, shared | split) for split in ({"ranks": 2, "batch_size": 1}, {"ranks": 1, "batch_size": 2}, {"ranks": 1, "batch_size": 1, "accumulate": 2})))
     found = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}
@@ -83,15 +83,15 @@ def test_two_processes_with_one_sample_learn_what_one_with_two_learns(tmp_path, 
 def test_twenty_kills_lose_nothing(tmp_path, estimator):
     "kill -9 of a two-process run at random moments, 20 in all over both estimators, resumed each time: weights and metrics equal the uninterrupted run's, no temporary or torn file is left."
     settings = dict(steps=30, batch_size=1, checkpoint_every=2, estimator=estimator)
-    _, told = two_ranks(("train", tmp_path / "whole", settings | {"ranks": 2}), ("kill_and_resume", tmp_path / "killed", settings | {"kills": 10, "seed": time.time_ns()}))
-    assert told["kills"] == 10 and told["last"] == [0, 0], told
-    assert max(told["resumed_after"]) > 0, told  # at least one kill came while it trained
+    _, printed = two_ranks(("train", tmp_path / "whole", settings | {"ranks": 2}), ("kill_and_resume", tmp_path / "killed", settings | {"kills": 10, "seed": time.time_ns()}))
+    assert printed["kills"] == 10 and printed["last"] == [0, 0], printed
+    assert max(printed["resumed_after"]) > 0, printed  # at least one kill came while it trained
     whole = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*"))
-    for run in range(told["runs"]):
+    for run in range(printed["runs"]):
         folder = tmp_path / "killed" / f"run{run}"
-        assert furthest(adapter(folder), adapter(tmp_path / "whole")) == 0, told
-        assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text(), told
-        assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == whole, told
+        assert furthest(adapter(folder), adapter(tmp_path / "whole")) == 0, printed
+        assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text(), printed
+        assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == whole, printed
 
 
 def test_launch_starts_as_many_as_asked_and_reads_back(tmp_path, capsys):
@@ -159,7 +159,7 @@ def own_world(tmp_path_factory) -> PostTrainSources:
 
 
 @pytest.mark.parametrize("settings", [{}, {"reward": "maps + silhouette + perceptual", "lora_rank": 0}])
-def test_guards_watch_a_pipeline_of_pshumans_kind(own_world, tmp_path, settings):
+def test_validation_watches_a_pipeline_of_pshumans_kind(own_world, tmp_path, settings):
     "Scans say what everyday people look like, held-out pairs are the hard ones; nothing of the tiny world's is used."
     if "perceptual" in settings.get("reward", ""):
         settings = settings | {"perceptual_weights": str(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors"))}
@@ -171,7 +171,7 @@ def test_guards_watch_a_pipeline_of_pshumans_kind(own_world, tmp_path, settings)
     assert sorted(path.name for path in (tmp_path / "run" / "validation").iterdir()) == ["everyday-000001.png", "everyday-000002.png", "hard-000001.png", "hard-000002.png"]
 
 
-def test_guards_without_people_are_refused_before_anything_is_trained(own_world, tmp_path):
+def test_validation_without_people_are_refused_before_anything_is_trained(own_world, tmp_path):
     config = tiny_parts.config(steps=2, batch_size=1, validation_every=1, validation_people=4)
     for changes, sentence in ((dict(validation_scans="", validation_pairs=""), "not the tiny world's: name validation_scans and validation_pairs"), (dict(validation_scans=""), "validation_scans '': holds 0"), (dict(validation_pairs=str(tmp_path)), "dataset.json: no such file")):
         with pytest.raises((ValueError, FileNotFoundError), match=sentence):

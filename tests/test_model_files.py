@@ -177,7 +177,7 @@ def test_half_models_are_refused(name, checkpoint):
     assert str(checkpoint) in str(error.value) and "\n" not in str(error.value) and time.monotonic() - began < 5
 
 
-def test_a_reader_needs_a_width_of_its_maps(tmp_path):
+def test_a_skeleton_predictor_needs_a_width_of_its_maps(tmp_path):
     folder = Path(shutil.copytree(embedded_models() / "predictor", tmp_path / "reader"))
     edit(folder / "config.json", sigma=0)
     with pytest.raises(ValueError, match="'sigma' is 0, needed a number above 0"):

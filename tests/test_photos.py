@@ -156,7 +156,7 @@ def test_a_clean_outline_counts_to_its_last_pixel():
     assert 0 < soft[soft > 0].min() < 13 and np.array_equal(person_mask(soft), soft > 0)
 
 
-def test_a_person_cut_off_by_the_picture_is_told(recwarn):
+def test_a_person_cut_off_by_the_picture_is_warned_of(recwarn):
     picture = np.zeros((400, 300, 4), np.uint8)
     picture[100:300, 110:190] = (200, 40, 40, 255)
     prepare_photo(Image.fromarray(picture, "RGBA"))

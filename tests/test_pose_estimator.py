@@ -168,7 +168,7 @@ def test_maps_reach_their_own_view_and_person():
     assert skeleton_input(tiny_parts.unet(0), None, rig) is None
 
 
-def test_a_face_view_is_told_nothing():
+def test_a_face_view_gets_no_pose():
     unet = MultiViewUNet(
         sample_size=12, num_views=3, face_view=True, block_out_channels=(8, 16), layers_per_block=1, attention_head_dim=(1, 2), norm_num_groups=4, cross_attention_dim=8,
         projection_class_embeddings_input_dim=12, down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"), skeleton_channels=23,
@@ -185,7 +185,7 @@ def some_latents(count: int = 4) -> LatentSet:
     return LatentSet(*parts, 0.2 * torch.randn(count, 23, 3, generator=draw), torch.ones(count))
 
 
-def test_the_base_is_told_the_joints_of_the_object_it_draws(monkeypatch):
+def test_the_base_is_given_the_joints_of_the_object_it_draws(monkeypatch):
     seen = []
     monkeypatch.setattr("drpose.multiview.base_training.predict", lambda unet, noisy, timestep, condition: seen.append(condition) or torch.zeros_like(noisy))
     data, unet = some_latents(), add_skeleton_input(tiny_parts.unet(0))
@@ -209,7 +209,7 @@ def test_the_base_is_told_the_joints_of_the_object_it_draws(monkeypatch):
         BaseLoss(unet, default_scheduler(), LatentSet(data.latents, data.photos, data.descriptors, torch.zeros(4, 0, 3), data.scale), tiny_prompt_embeds(dim=8), BaseConfig())
 
 
-def test_a_told_base_learns_to_listen(tmp_path):
+def test_a_pose_conditioned_base_learns_to_use_the_pose(tmp_path):
     data = some_latents(8)
     config = BaseConfig(steps=30, batch_size=8, learning_rate=1e-2, warmup_steps=0, ema_decay=0.0, skeleton_dropout=0.0, log_every=30, checkpoint_every=30, tracker="none")
     unet, _ = train_base(config, add_skeleton_input(tiny_parts.unet(0)), default_scheduler(), data, tiny_prompt_embeds(dim=8), RunDirectory(tmp_path, config))
@@ -249,7 +249,7 @@ def test_the_pipeline_asks_its_estimator_unless_somebody_knows_better(tmp_path):
         plain(photo, 2, joints=torch.zeros(2, 23, 3))
 
 
-def test_pairs_and_benchmarks_are_told_what_the_estimator_sees(tmp_path):
+def test_pairs_and_benchmarks_are_given_what_the_estimator_sees(tmp_path):
     "Never the truth."
     pipeline, body = shipped_parts(pose_estimator=small_estimator()), load_body()
     build_dataset(plan_dataset(3), tmp_path / "pairs")
@@ -303,7 +303,7 @@ def test_post_training_tells_each_sample_its_own_estimate(tmp_path):
     assert results["given"] != results["not given"]
 
 
-def test_an_adapter_of_a_told_network_is_saved_and_read(tmp_path):
+def test_an_adapter_of_a_pose_conditioned_network_is_saved_and_read(tmp_path):
     unet = listening(tiny_parts.unet(0))
     prepare_weights(unet, tiny_parts.config())
     save_lora(unet, tmp_path)

@@ -1,4 +1,4 @@
-"""Post-training: the leash starts at zero, the base stays as it was, the reward rises, and a killed run loses nothing."""
+"""Post-training: the KL penalty starts at zero, the base stays as it was, the reward rises, and a killed run loses nothing."""
 
 import json
 import math
@@ -50,14 +50,14 @@ def test_lora_leaves_the_base_bit_identical(tmp_path):
     assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
 
 
-def test_reward_rises_without_leash(tmp_path):
+def test_reward_rises_without_the_kl_penalty(tmp_path):
     config = tiny_parts.config(steps=40, batch_size=6, kl_weight=0.0, lora_rank=0, learning_rate=5e-3, checkpoint_every=40)
     posttrain(config, *tiny_parts.parts(), tmp_path)
     rewards = [line["reward"] for line in RunDirectory(tmp_path, config).metrics()]
     assert sum(rewards[-10:]) / 10 > sum(rewards[:10]) / 10 + 0.02
 
 
-def test_leash_shortens_the_way(tmp_path):
+def test_the_kl_penalty_shortens_the_way(tmp_path):
     ends = []
     for weight in (0.0, 100.0):
         config = tiny_parts.config(steps=25, kl_weight=weight)
@@ -89,7 +89,7 @@ def test_adapters_are_on_again_after_an_error():
 
 
 @pytest.mark.parametrize("rank", [2, 0])
-def test_walk_trains_and_keeps_the_start(tmp_path, rank):
+def test_asynchronous_rollouts_train_and_keeps_the_start(tmp_path, rank):
     "The first KL is 0 and it grows; the base inside is untouched; one network call with a graph per update and one of the base."
     config = tiny_parts.config(estimator="async", lora_rank=rank)
     parts = tiny_parts.parts()
@@ -102,7 +102,7 @@ def test_walk_trains_and_keeps_the_start(tmp_path, rank):
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_walk_carries_samples_from_noise_to_image():
+def test_asynchronous_rollouts_carry_samples_from_noise_to_image():
     "With unchanging weights slot 0 ends where the sampler ends, and then starts over from new noise with another photo."
     module = loss_module(tiny_parts.config(estimator="async"))
     seen = []
@@ -117,7 +117,7 @@ def test_walk_carries_samples_from_noise_to_image():
     assert (seen[4] - seen[3]).abs().max() > 0.1
 
 
-def test_a_broken_answer_does_not_poison_the_walk():
+def test_a_broken_answer_does_not_poison_the_others():
     module = loss_module(tiny_parts.config(estimator="async"))
     module(0)
     before = module.samples.clone()
@@ -213,12 +213,12 @@ posttrain(tiny_parts.config(steps=24, checkpoint_every=5, estimator=sys.argv[2])
 
 
 def run_worker(folder, estimator, kill_after_step=None):
-    "Train in a process of its own; kill it once it has told of a step."
-    told = Path(folder).with_name(f"{Path(folder).name}-{time.monotonic_ns()}.txt")
-    number = warm_python.start(WORKER.format(tests=str(Path(__file__).parent)), str(folder), estimator, cwd=Path.cwd(), environment=dict(os.environ), stdout=told, stderr=told.with_suffix(".err"))
+    "Train in a process of its own; kill it once it has printed a step."
+    printed = Path(folder).with_name(f"{Path(folder).name}-{time.monotonic_ns()}.txt")
+    number = warm_python.start(WORKER.format(tests=str(Path(__file__).parent)), str(folder), estimator, cwd=Path.cwd(), environment=dict(os.environ), stdout=printed, stderr=printed.with_suffix(".err"))
     ends = time.monotonic() + 120
     while kill_after_step is not None and time.monotonic() < ends:
-        if told.exists() and f"step {kill_after_step}/" in told.read_text():
+        if printed.exists() and f"step {kill_after_step}/" in printed.read_text():
             os.kill(number, signal.SIGKILL)
             break
         time.sleep(0.001)
@@ -227,7 +227,7 @@ def run_worker(folder, estimator, kill_after_step=None):
 
 @pytest.mark.parametrize("estimator", ["drtune", "async"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, estimator):
-    "kill -9 at two random steps (a walk is then in the middle of its chains: 5 is no multiple of 4), then the same command: weights and metrics are equal bit for bit, and nothing torn is left."
+    "kill -9 at two random steps (asynchronous rollouts are then in the middle of their chains: 5 is no multiple of 4), then the same command: weights and metrics are equal bit for bit, and nothing torn is left."
     chooser = random.Random(time.time_ns())
     stops = sorted(chooser.sample(range(2, 23), 2))
     assert run_worker(tmp_path / "whole", estimator) == 0

@@ -269,7 +269,7 @@ def test_samples_do_not_influence_each_other(estimator):
         torch.testing.assert_close(alone.kl, together.kl[b:b + 1], rtol=1e-11, atol=1e-14)
 
 
-# ---- the leash ----
+# ---- the KL penalty ----
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -300,8 +300,8 @@ def test_kl_is_the_mean_square_over_trained_steps(prediction_type, kl_on):
     torch.testing.assert_close(result.kl, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_a_walk_step_is_refl_at_that_step():
-    "Same image, same leash, same gradient as a rollout that stops there; and the next sample is the sampler's."
+def test_an_asynchronous_step_is_refl_at_that_step():
+    "Same image, same penalty, same gradient as a rollout that stops there; and the next sample is the sampler's."
     model, base, table, sample = TinyNet(), TinyNet(5), check_scheduler(default_scheduler(), 5), start()
     for index in range(5):
         steps = torch.full((BATCH,), index)
@@ -352,7 +352,7 @@ def test_float32_samples_survive_a_bfloat16_network():
     assert result.latents.dtype == result.kl.dtype == torch.float32 and result.kl.sum() == 0
 
 
-def test_a_reward_rises_on_the_leash():
+def test_a_reward_rises_with_a_kl_penalty():
     model = TinyNet()
     base = copy.deepcopy(model)
     optimizer, draw, rewards = torch.optim.Adam(model.parameters(), 3e-3), seeded(0), []

@@ -23,7 +23,7 @@ def joints():
 
 
 def reading(read, truth, **more):
-    "What the terms see if the reader is perfect and `read` is what was drawn."
+    "What the terms see if the skeleton predictor is perfect and `read` is what was drawn."
     logits = (skeleton_maps(read, RIG, 1.0) + 1e-9).log()
     return Reading(torch.zeros(len(read), 2, 4, 4, 16, 16), logits, truth, RIG, 1.0, **more)
 

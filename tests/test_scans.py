@@ -293,7 +293,7 @@ def meshes(people: Path) -> list[Path]:
     return sorted(people.rglob("mesh.glb"))
 
 
-def test_a_judge_reads_scans_as_it_reads_the_world_they_came_from(people, tmp_path):
+def test_an_evaluation_predictor_reads_scans_as_it_reads_the_world_they_came_from(people, tmp_path):
     "The whole way from mesh and fit to latents and joints: any wrong turn, mirror, unit or frame would show as centimetres."
     vae, rig = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline").vae, TINY_RIG.resized(16)
     eval_predictor = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
@@ -407,7 +407,7 @@ def test_bad_fits_get_one_sentence_and_leave_nothing(people, tmp_path):
 # --- latents ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_latents_are_what_the_pipeline_would_be_told(box, tmp_path):
+def test_latents_are_what_the_pipeline_is_conditioned_on(box, tmp_path):
     pipeline = MultiViewPipeline.from_pretrained(tiny_parts.pshuman_checkpoint(tmp_path / "PSHuman"))
     data = encode_scans(pipeline, [box], tmp_path / "latents", fronts=(0, 1), backgrounds=(1.0, 0.5))
     assert data.latents.shape == (4, 2, 7, 4, 12, 12) and data.photos.shape == (4, 7, 4, 12, 12) and data.descriptors.shape == (4, 2, 7, 32)

@@ -1,4 +1,4 @@
-"""The reward: zero at the truth, falling with error, blind to nothing it should see, and never training its reader."""
+"""The reward: zero at the truth, falling with error, blind to nothing it should see, and never training its predictor."""
 
 import pytest
 import tiny_parts
@@ -69,7 +69,7 @@ def test_views_are_scored_one_by_one():
     assert difference[2] > 1e-3 and difference[[0, 1, 3]].max() < 1e-5
 
 
-def test_reader_is_told_of_mirrored_views():
+def test_the_predictor_knows_mirrored_views():
     plain = ViewRig(RIG.azimuths, image_size=8)
     assert not torch.equal(view_features(plain), view_features(RIG))
     latents = torch.randn(1, 2, 4, 4, 8, 8)

@@ -1,4 +1,4 @@
-"""Guards: large and clear changes are alarms, each with its reason; chance is not. (The planted hack runs in the chapter's notebook.)"""
+"""Validation: large and clear changes are alarms, each with its reason; luck is not. (The planted hack runs in the chapter's notebook.)"""
 
 import copy
 import json
@@ -44,10 +44,10 @@ def test_each_harm_has_its_reason(name, change, sentence):
     assert find_alarms(STEADY | {name: Change(before, change, abs(change))}, 1.0, Limits()) == []
 
 
-def test_a_gain_that_the_judge_shares_is_no_alarm():
-    for judged, count in ((0.15, 0), (0.06, 0), (0.01, 1), (-0.1, 1)):
-        seen = STEADY | {"reward": Change(-0.4, 0.2, 0.02), "judge_reward": Change(-0.4, judged, 0.005)}
-        assert len(find_alarms(seen, 1.0, Limits())) == count, judged
+def test_a_gain_that_the_evaluation_predictor_shares_is_no_alarm():
+    for by_evaluation, count in ((0.15, 0), (0.06, 0), (0.01, 1), (-0.1, 1)):
+        seen = STEADY | {"reward": Change(-0.4, 0.2, 0.02), "judge_reward": Change(-0.4, by_evaluation, 0.005)}
+        assert len(find_alarms(seen, 1.0, Limits())) == count, by_evaluation
 
 
 def test_a_model_that_ignores_the_noise_is_an_alarm():
@@ -90,7 +90,7 @@ class Given(Validator):
 BAD = {"psnr": Change(20.0, -2.0, 0.1)}
 
 
-def judged(value):
+def by_evaluation(value):
     return {"judge_reward": Change(0.3, value, 0.01)}
 
 
@@ -108,8 +108,8 @@ def test_it_can_be_told_only_to_warn(tmp_path):
     assert [validator(done) for done in (1, 2, 3)] == [False] * 3
 
 
-def test_best_is_the_judges_favourite_without_an_alarm(tmp_path):
-    validator = Given(tmp_path, [judged(0.1), judged(0.05), judged(0.3) | BAD, judged(0.2)])
+def test_best_is_the_evaluation_predictors_favourite_without_an_alarm(tmp_path):
+    validator = Given(tmp_path, [by_evaluation(0.1), by_evaluation(0.05), by_evaluation(0.3) | BAD, by_evaluation(0.2)])
     validator.begin(0)
     for done in range(1, 5):
         validator(done)
@@ -117,11 +117,11 @@ def test_best_is_the_judges_favourite_without_an_alarm(tmp_path):
 
 
 def test_looks_after_the_checkpoint_are_taken_again(tmp_path):
-    validator = Given(tmp_path, [judged(0.1), judged(0.2), judged(0.3)])
+    validator = Given(tmp_path, [by_evaluation(0.1), by_evaluation(0.2), by_evaluation(0.3)])
     validator.begin(0)
     for done in (1, 2, 3):
         validator(done)
-    resumed = Given(tmp_path, [judged(0.2), judged(0.3)])
+    resumed = Given(tmp_path, [by_evaluation(0.2), by_evaluation(0.3)])
     resumed.begin(1)
     whole = [{"step": look["step"], "best": look["best"]} for look in read_validation(tmp_path)]
     assert whole == [{"step": 1, "best": True}]

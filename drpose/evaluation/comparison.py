@@ -214,7 +214,7 @@ def effect_figure(
         raise ValueError("effect_figure: the summary has no benchmark with metrics under 'before' and 'after'.")
     columns = min(4, len(metrics))
     rows = math.ceil(len(metrics) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.8 * rows + 0.2), dpi=65, squeeze=False,
+    figure, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.8 * rows + 0.2), dpi=100, squeeze=False,
                                 layout="constrained")
     for axis in list(axes.flat)[len(metrics):]:
         axis.set_axis_off()

@@ -101,7 +101,7 @@ def show_views(
                          "W) is needed.")
     titles = view_titles(titles) if isinstance(titles, ViewRig) else titles
     rows, columns = views.shape[:2]
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.2), dpi=65, squeeze=False,
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.2), dpi=100, squeeze=False,
                                 layout="constrained")
     for b, v in np.ndindex(rows, columns):
         image = views[b, v] if overlay is None else tint_maps(views[b, v], overlay[b, v].detach().cpu())
@@ -127,7 +127,7 @@ def plot_skeleton(
         raise ValueError(f"plot_skeleton: joints have shape {tuple(joints.shape)}; (B, J, 3) with at least "
                          f"{len(SKELETON_JOINTS)} joints is needed.")
     count = len(sets[1])
-    figure, axes = plt.subplots(len(azimuths), count, figsize=(size * count, size * len(azimuths) + 0.2), dpi=65,
+    figure, axes = plt.subplots(len(azimuths), count, figsize=(size * count, size * len(azimuths) + 0.2), dpi=100,
                                 squeeze=False, layout="constrained", sharey="col")
     for (row, column), axis in np.ndenumerate(axes):
         angle = math.radians(azimuths[row])
@@ -293,7 +293,7 @@ def curves(
         raise ValueError(f"No numbers to draw in {', '.join(str(path) for path in runs.values())}.")
     height = math.ceil(len(keys) / columns)
     figure, axes = plt.subplots(height, min(columns, len(keys)), figsize=(2.3 * min(columns, len(keys)), 1.7 * height),
-                                dpi=65, squeeze=False, layout="constrained")
+                                dpi=100, squeeze=False, layout="constrained")
     for axis, key in zip(axes.flat, keys, strict=False):
         for index, (label, rows) in enumerate(tables.items()):
             points = np.array([(row.get("step", i), row[key]) for i, row in enumerate(rows) if is_number(row.get(key))],
