@@ -166,16 +166,16 @@ def notebook(name):
 
 @pytest.mark.parametrize("start", ["PSHuman's checkpoint", "Stable Diffusion with body renders"])
 def test_a_base_learns_from_scans(start, tmp_path):
-    "render_scans, then train_base with the preset pshuman: killed half way it goes on, and what it leaves is a pipeline."
+    "render_scans, then train_base_on_scans: killed half way it goes on, and what it leaves is a pipeline."
     meshes = [str(tiny_parts.colored_box(tmp_path / f"box_{number}.ply", (0.4 + 0.1 * number, 1.6, 0.3))) for number in range(3)]
     execute(notebook("render_scans.ipynb"), tmp_path, output_dir=str(tmp_path / "scans"), meshes=meshes, size=48)
     bodies = start != "PSHuman's checkpoint"
     build = tiny_parts.stable_unclip_checkpoint if bodies else tiny_parts.pshuman_checkpoint
     for folder in (tmp_path / "scans").glob("[!.]*") if bodies else []:
         (folder / "image").rename(folder / "smpl_image"), shutil.copytree(folder / "smpl_image", folder / "image")
-    settings = dict(preset="pshuman", scans=str(tmp_path / "scans"), checkpoint=str(build(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=2, steps=6, warmup_steps=1, learning_rate=3.0e-3, ema_decay=0.0, sample_steps=2,
+    settings = dict(scans=str(tmp_path / "scans"), checkpoint=str(build(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=2, steps=6, warmup_steps=1, learning_rate=3.0e-3, ema_decay=0.0, sample_steps=2,
                     separate_timesteps=True, condition_dropout=0.05, snr_gamma=5.0, gradient_checkpointing=True, body_renders=bodies, checkpoint_every=2)  # fmt: skip
-    execute(notebook("train_base.ipynb"), tmp_path, **settings)
+    execute(notebook("train_base_on_scans.ipynb"), tmp_path, **settings)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     errors = list(summary["metrics"]["error_by_timestep"].values())
     assert summary["steps"] == 6 and sum(after for _, after in errors) < sum(before for before, _ in errors), errors
@@ -185,21 +185,21 @@ def test_a_base_learns_from_scans(start, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"preset": "large"}, "'preset' is 'large'"), ({"preset": "pshuman"}, "'scans' is '', but needs to be a folder for the preset pshuman"), ({"scans": "somewhere"}, "'scans' is '.*somewhere', but needs to be .* empty for tiny"),
+    ({"scans": "somewhere"}, "'scans' is '.*somewhere', but needs to be an existing folder"), ({"test_scans": 0}, "'test_scans'"),
     ({"precision": "fp16"}, "overflow in fp16"), ({"fronts": [8]}, "'fronts'"), ({"body_renders": True}, "'body_renders'"),
 ])  # fmt: skip
-def test_train_base_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
+def test_train_base_on_scans_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence):
-        check_settings(notebook("train_base.ipynb"), **change)
+        check_settings(notebook("train_base_on_scans.ipynb"), **change)
 
 
 def test_a_skeleton_predictor_learns_from_scans(tmp_path):
-    "render_scans with fits, then train_skeleton_predictor with the preset paper and the paper's loss, through a pipeline of six views and a face."
+    "render_scans with fits, then train_predictor_on_scans with the paper's loss, through a pipeline of six views and a face."
     execute(notebook("render_scans.ipynb"), tmp_path, output_dir=str(tmp_path / "scans"), size=48)
-    settings = dict(preset="paper", scans=str(tmp_path / "scans"), checkpoint=str(tiny_parts.pshuman_checkpoint(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=4, steps=12, warmup_steps=1, learning_rate=1.0e-2,
+    settings = dict(scans=str(tmp_path / "scans"), checkpoint=str(tiny_parts.pshuman_checkpoint(tmp_path / "start")), data_dir=str(tmp_path / "data"), batch_size=4, steps=12, warmup_steps=1, learning_rate=1.0e-2,
                     loss="bce + 0.1 perceptual", perceptual_weights=str(tiny_parts.vgg_file(tmp_path / "vgg16.safetensors")), fronts=[0, 3], ema_decay=0.0, log_every=1)  # fmt: skip
-    execute(notebook("train_skeleton_predictor.ipynb"), tmp_path, **settings)
+    execute(notebook("train_predictor_on_scans.ipynb"), tmp_path, **settings)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     found, lines = summary["metrics"]["scans"], [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert summary["steps"] == 12 and lines[-1]["bce"] < 0.5 * lines[0]["bce"] and lines[-1]["perceptual"] > 0
@@ -208,13 +208,13 @@ def test_a_skeleton_predictor_learns_from_scans(tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"preset": "small"}, "'preset' is 'small'"), ({"preset": "paper"}, "'scans' is '', but needs to be a folder for the preset paper"), ({"loss": "bce + bones"}, "'loss' is 'bce \\+ bones', but needs to be made of maps"),
+    ({"loss": "bce + bones"}, "'loss' is 'bce \\+ bones', but needs to be made of maps"),
     ({"loss": "bce + perceptual"}, "'perceptual_weights' is ''"), ({"loss": "bcee"}, "'loss' is 'bcee'; it must be terms"), ({"test_scans": 0}, "'test_scans'"), ({"estimate_share": 1.0}, "'estimate_share'"),
 ])  # fmt: skip
-def test_the_skeleton_predictor_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
+def test_training_a_predictor_on_scans_refuses_what_does_not_go_together(change, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=sentence):
-        check_settings(notebook("train_skeleton_predictor.ipynb"), **change)
+        check_settings(notebook("train_predictor_on_scans.ipynb"), **change)
 
 
 def test_generate_keeps_what_is_done_and_refuses_other_settings(tmp_path):
