@@ -3,13 +3,17 @@
 Each runs from its own folder. Progress bars, live widgets and what was written to stderr are not stored, and the metadata is what nbdev_clean leaves.
 """
 
+import base64
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
+LARGE = 80_000  # bytes; a picture with more is stored with 128 colours, a third of the size
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -19,9 +23,14 @@ def worth_storing(output: nbformat.NotebookNode) -> bool:
 
 
 def tidy(output: nbformat.NotebookNode) -> None:
-    "One form of each picture, and no path of the machine it was run on."
+    "One form of each picture, none too large, and no path of the machine it was run on."
     data = output.get("data", {})
     data.pop("image/jpeg", None)  # Pillow offers both
+    if len(data.get("image/png", "")) > LARGE:
+        small = io.BytesIO()
+        picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+        picture.quantize(128, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+        data["image/png"] = base64.b64encode(small.getvalue()).decode()
     for part, name in ((output, "text"), (data, "text/plain")):
         if name in part:
             part[name] = part[name].replace(str(ROOT), "…")

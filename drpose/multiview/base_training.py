@@ -179,7 +179,7 @@ class BaseLoss(nn.Module):
 
         `timestep` (D, B); `noise` as the latents; `described` and `shown` (B,) are 1 where the descriptor and the
         photo's latent are given, 0 where they are withheld; `views`: the numbers of those that are drawn, None for
-        all; `joints` (B, J, 3): what is told of the pose, see `skeleton_input`."""
+        all; `joints` (B, J, 3): what is given of the pose, see `skeleton_input`."""
         device = self.unet.device
         drawn = list(range(self.data.latents.shape[2])) if views is None else list(views)
         clean, noise = self.data.latents[chosen][:, :, drawn].float().to(device), noise[:, :, drawn].to(device)

@@ -28,7 +28,7 @@ class StepTable:
     noise`.
     """
 
-    timesteps: tuple[int, ...]       # what the network is told, T numbers in [0, num_train_timesteps)
+    timesteps: tuple[int, ...]       # what the network is asked about, T numbers in [0, num_train_timesteps)
     signal: tuple[float, ...]        # cos(phi), the square root of alphas_cumprod
     noise_level: tuple[float, ...]   # sin(phi)
     keep: tuple[float, ...]          # A
