@@ -124,7 +124,7 @@ class PostTrainConfig(LoopConfig):
 class PairConditions:
     """What post-training reads, for N pairs: photo latents (N, 4, h, w) or (N, V, C, h, w), descriptors (N, P) or
     (N, D, V, P), joints (N, 23, 3) in the photo's frame, for outlines in the reward the body's coverage (N, V, h,
-    w) in [0, 1], and what the model is told of the joints (N, 23, 3), None: nothing."""
+    w) in [0, 1], and the joints (N, 23, 3) that condition the model, None: nothing."""
 
     photos: Tensor
     descriptors: Tensor
