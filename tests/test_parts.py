@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from project_files import ALL_NOTEBOOKS, DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, ROOT, code_cells, relative, source
+from project_files import ALL_NOTEBOOKS, DEFINITION_NOTEBOOKS, NOTEBOOKS, PACKAGE, PARTS, ROOT, code_cells, read_notebook, relative, source
 
 ORDER = [f"{path.parent.name}.{path.stem[3:]}" for path in DEFINITION_NOTEBOOKS]  # part.module, first to last
 
@@ -38,6 +38,8 @@ def test_a_chapter_imports_only_earlier_ones(path):
 
 @pytest.mark.parametrize("path", DEFINITION_NOTEBOOKS, ids=relative)
 def test_a_chapter_is_named_like_its_module(path):
+    title = next(source(cell) for cell in read_notebook(path)["cells"] if cell["cell_type"] == "markdown")
+    assert title.startswith(f"# {path.stem[3:]}\n")
     exports_to = re.search(r"^#\|\s*default_exp\s+(\S+)", "\n".join(map(source, code_cells(path))), re.MULTILINE)[1]
     assert exports_to == ("__init__" if path.stem == "07_names" else f"{path.parent.name}.{path.stem[3:]}")
 
