@@ -228,6 +228,20 @@ def test_readme_says_what_the_index_says():
     assert not local, f"README.md links to what is not there: {local}"
 
 
+OLD_WORDS = re.compile(r"\b(leash|sitters?|skeleton readers?|(?:the|a) judge)\b", re.IGNORECASE)  # docs/glossary.md has the field's word for each
+
+
+@pytest.mark.parametrize("path", [path for path in committed_files() if path.suffix in (".ipynb", ".md", ".yaml") or path.parts[-2] == "scripts"], ids=relative)
+def test_words_are_the_glossarys(path):
+    found = OLD_WORDS.search(_searchable(path))
+    assert found is None, f"{relative(path)} says {found[0]!r}"
+
+
+def test_glossary_is_sorted_and_has_one_line_per_term():
+    terms = re.findall(r"^\| \*\*(.+?)\*\* \|", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) > 40 and terms == sorted(terms, key=str.lower)
+
+
 def test_constraints_are_plain_pins():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     unclear = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", line)]
