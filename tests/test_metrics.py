@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drpose.evaluation import metrics
-from drpose.people.bodies import SMPLX_JOINT_NAMES
+from drpose.people.bodies import MIRRORED_SKELETON, SMPLX_JOINT_NAMES
 
 
 @pytest.fixture
@@ -82,18 +82,18 @@ def test_pa_mpjpe_agrees_with_scipy(skeleton):
 
 
 def test_left_right_partners():
-    for joint, partner in enumerate(metrics.SWAPPED_JOINTS):
-        assert metrics.SWAPPED_JOINTS[partner] == joint
+    for joint, partner in enumerate(MIRRORED_SKELETON):
+        assert MIRRORED_SKELETON[partner] == joint
         name = SMPLX_JOINT_NAMES[joint]
         assert (partner == joint) == (not name.startswith(("left_", "right_")))
-    assert sum(i != j for i, j in enumerate(metrics.SWAPPED_JOINTS)) == 16
+    assert sum(i != j for i, j in enumerate(MIRRORED_SKELETON)) == 16
 
 
 def test_swap_is_forgiven_for_the_whole_sample_only():
     points = 64 * torch.rand(3, 4, 23, 2, generator=torch.Generator().manual_seed(0))
     predicted = points.clone()
-    predicted[1] = points[1][:, list(metrics.SWAPPED_JOINTS)]                  # labels exchanged everywhere
-    predicted[2, 0] = points[2, 0][list(metrics.SWAPPED_JOINTS)]               # in one view of four: not forgiven
+    predicted[1] = points[1][:, list(MIRRORED_SKELETON)]                  # labels exchanged everywhere
+    predicted[2, 0] = points[2, 0][list(MIRRORED_SKELETON)]               # in one view of four: not forgiven
     plain, forgiven = metrics.pixel_errors(predicted, points).mean((1, 2)), metrics.swap_forgiven_pixels(predicted, points)
     assert forgiven[0] == 0 and forgiven[1] == 0 and plain[1] > 5
     assert forgiven[2] == plain[2] > 1
