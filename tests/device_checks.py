@@ -58,6 +58,8 @@ from drpose.multiview.pshuman import from_stable_unclip
 from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, EstimatorConfig, base_error,
                                             new_autoencoder, tiny_unet, train_autoencoder, train_base,
                                             train_pose_estimator)
+from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
+                                        visible)
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
 from drpose.pictures.rendering import render_views, skeleton_maps  # noqa: E402
 from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
@@ -125,6 +127,20 @@ def bodies(device, folder):
         "vertices": found.vertices, "joints": body.joints(poses), "normals": views.normals, "colors": views.colors, "masks": views.masks, "maps": maps, "points": points,
         "triangulated": back, "there and back": framing.invert(framing.apply(found.vertices)), "regions": clothing_regions(body), "mesh": torch.tensor(mesh is not None),
     }  # fmt: skip
+
+
+@check("soft views and their gradient")
+def soft(device, folder):
+    vertices, faces = load_body()(some_poses(1)).vertices.double(), load_body().faces
+    points = frame_by_diagonal(vertices).apply(vertices).to(device).requires_grad_()
+    edges = mesh_edges(faces.to(device))
+    seen = soft_views(points, faces.to(device), ViewRig((0.0, 90.0), image_size=24, mirrored=(False, True)), edges)
+    slope = torch.autograd.grad(seen.masks.square().sum() + seen.normals[:, :, 0].sum(), points)[0]
+    hits = find_hits(points.detach(), faces.to(device), ViewRig((0.0,), image_size=16))
+    outline = outline_pieces(points.detach(), faces.to(device), ViewRig((0.0,), image_size=16), edges)
+    found = visible(crossings(outline, 16), hits, 16 * 16)
+    pixels = blend(torch.rand(16 * 16, 2, generator=seeds(), dtype=torch.double).to(device), found)
+    return {"normals": seen.normals, "masks": seen.masks, "slope": slope, "edges": edges[0], "extent": found.extent.sort().values, "pixels": pixels}
 
 
 @check("dressed people and their photographs")

@@ -11,7 +11,7 @@ import warm_python
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "nbs"
 PACKAGE = ROOT / "drpose"
-PARTS = ("ground", "people", "pictures", "multiview", "pairs", "reward", "evaluation", "posttraining")  # each imports only what stands before it
+PARTS = ("ground", "people", "pictures", "multiview", "pairs", "reward", "mesh", "evaluation", "posttraining")  # each imports only what stands before it
 OPENINGS = [NOTEBOOKS / part / f"00_{part}.ipynb" for part in PARTS]
 DEFINITION_NOTEBOOKS = [path for part in PARTS for path in sorted((NOTEBOOKS / part).glob("[0-9]*.ipynb")) if path not in OPENINGS]
 DOOR = NOTEBOOKS / "00_drpose.ipynb"
