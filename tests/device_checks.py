@@ -61,7 +61,7 @@ from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, Estim
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
-from drpose.pictures.rendering import render_views, skeleton_maps  # noqa: E402
+from drpose.pictures.rendering import find_hits, render_views, skeleton_maps  # noqa: E402
 from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
 from drpose.ground.trainer import RunDirectory, new_accelerator  # noqa: E402
 from drpose.ground.model_files import embedded_models

@@ -24,7 +24,7 @@ def mesh_edges(faces: Tensor) -> tuple[Tensor, Tensor]:  # (F, 3) int64
     ends = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     key, order = (ends.amin(1) << 32 | ends.amax(1)).sort(stable=True)
     starts = torch.cat([key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]]).nonzero().flatten()
-    count = torch.diff(torch.cat([starts, starts.new_tensor([len(key)])]))
+    count = torch.diff(torch.cat([starts, starts.new_full((1,), len(key))]))
     face, key = face[order], key[starts]
     other = torch.where(count > 1, face[(starts + 1).clamp(max=len(face) - 1)], -1)
     return torch.stack([key >> 32, key & 0xFFFFFFFF], 1), torch.stack([face[starts], other], 1)
@@ -73,7 +73,7 @@ def crossings(outline: Outline, size: int) -> Crossings:
     along, across = torch.where(steep[:, None], y, x), torch.where(steep[:, None], x, y)
     first, last = (torch.ceil(end.detach() - 0.5).clamp(0, size).long() for end in (along.amin(1), along.amax(1)))
     count = last - first
-    piece = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    piece = torch.repeat_interleave(count)
     line = first[piece] + torch.arange(len(piece), device=count.device) - (count.cumsum(0) - count)[piece]
     t = (line + 0.5 - along[piece, 0]) / (along[piece, 1] - along[piece, 0])
     place = across[piece, 0] + t * (across[piece, 1] - across[piece, 0])
