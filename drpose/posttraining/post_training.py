@@ -53,7 +53,7 @@ class PostTrainConfig(LoopConfig):
     "Settings of `posttrain`; every field is a papermill parameter."
 
     batch_size: int = 8  # photographs per step
-    estimator: str = "drtune"  # a key of tuning.ESTIMATORS, or "async"
+    estimator: str = "drtune"  # a key of reward_gradients.ESTIMATORS, or "async"
     num_inference_steps: int = 10  # T
     trained_steps: int = 2  # K
     early_stop: int = 4  # m: the chain stops at one of its last m steps
