@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import trimesh
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,16 +24,18 @@ from ..ground.files import npz_fields, read_json, read_npz, read_picture, read_t
 from ..ground.provenance import alone, digest_of, same_inputs
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
 from ..people.motion import FARTHEST, read_array_pickle
+from ..people.pose_sets import draw_set
 from ..pictures.cameras import ViewRig, frame_by_diagonal, view_axes
 from ..pictures.rendering import find_hits, interpolate, paint, pool_hits, vertex_normals
+from ..pictures.dressed_people import draw_crowd
 from ..pictures.mesh_files import Scan, mesh_parts, read_scan, sampled_colors
 from .pipeline import MultiViewPipeline, encode_images, pixels_per_cell, unmirror
 from .latents import LatentSet
 
 # %% auto #0
 __all__ = ['RENDER_AZIMUTHS', 'FIT_FORMATS', 'POSE_FILE', 'INSIDE', 'BACKGROUNDS', 'ScanFit', 'read_fit', 'render_scan',
-           'scan_names', 'find_fit', 'render_scans', 'ScanPictures', 'read_scan_pose', 'read_scan_pictures',
-           'ScanExample', 'normals_seen_from', 'scan_example', 'encode_scan', 'encode_scans']
+           'scan_names', 'find_fit', 'render_scans', 'stand_in_scans', 'ScanPictures', 'read_scan_pose',
+           'read_scan_pictures', 'ScanExample', 'normals_seen_from', 'scan_example', 'encode_scan', 'encode_scans']
 
 # %% ../../nbs/multiview/06_scans.ipynb #19411c64
 RENDER_AZIMUTHS = tuple(45.0 * number for number in range(8))   # degrees; picture 000 looks at the face
@@ -271,6 +274,22 @@ def _render_into(place: Path, path: Path, size: int, supersample: int, fit: Path
         making.rename(place)
     if pose is not None:
         write_json(place / POSE_FILE, pose | {"made_from": made_from})
+
+# %% ../../nbs/multiview/06_scans.ipynb #df9c9173
+def stand_in_scans(folder: Path, body_model: BodyModel, count: int) -> list[Path]:
+    """Write `count` dressed everyday bodies as GLB files in metres, each with its fit (npz) beside it; the meshes'
+    paths."""
+    drawn = draw_set("everyday_test", count, 0, body_model)
+    bodies, crowd = body_model(drawn.poses), draw_crowd(body_model, drawn.people)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"person_{number}.glb" for number in range(count)]
+    for number, path in enumerate(paths):
+        levels, pose = (crowd.vertex_colors[number] * 255).round().byte().numpy(), drawn.poses[number]
+        trimesh.Trimesh(bodies.vertices[number].numpy(), bodies.faces.numpy(), vertex_colors=levels,
+                        process=False).export(path)
+        np.savez(path.with_suffix(".npz"), global_orient=pose.axis_angles[0, 0],
+                 body_pose=pose.axis_angles[0, 1:22], betas=pose.betas, transl=pose.transl)
+    return paths
 
 # %% ../../nbs/multiview/06_scans.ipynb #97b07d16
 @dataclass
