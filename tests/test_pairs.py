@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from drpose.ground.files import write_json
-from drpose.ground.provenance import alone
+from drpose.ground.provenance import alone, digest_of
 from drpose.ground.model_files import embedded_models
-from drpose.people.bodies import Pose, load_body
+from drpose.people.bodies import SKELETON_JOINTS, Pose, load_body
 from drpose.people.clips import HELD_OUT_CLIPS, clips_for
 from drpose.people.selection import pose_difficulty, pose_features
 from drpose.people.pose_sets import POSE_SETS, draw_set, everyday_difficulty, person_number
@@ -20,7 +20,7 @@ from drpose.pictures.cameras import TINY_RIG, ViewRig
 from drpose.pictures.dressed_people import REGIONS, clothing_regions, draw_crowd, draw_palette, photograph
 from drpose.multiview.latents import build_images, build_latents, reframe, render_set
 from drpose.pairs.animators import load_animator
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +207,25 @@ def test_a_share_of_nobody_changes_nothing(body_model):
 
 def test_reframed_latents_have_a_file_of_their_own(tmp_path, body_model):
     vae = AutoencoderKL.from_pretrained(embedded_models() / "pipeline" / "vae").eval()
-    shards = build_images("everyday", 2, 0, body_model, tmp_path)
-    plain, wide = build_latents(vae, shards), build_latents(vae, shards, reframe_share=1.0)
+    shards, framed = (build_images("everyday", 3, 0, body_model, tmp_path, shard_size=2, reframe_share=share) for share in (0.0, 1.0))
+    assert not set(shards) & set(framed)
+    plain, wide = build_latents(vae, shards), build_latents(vae, framed)
     assert len(list(tmp_path.glob("latents-*"))) == 2 and not torch.equal(plain.latents, wide.latents) and (wide.scale <= plain.scale).all()
-    assert torch.equal(wide.latents, build_latents(vae, shards, reframe_share=1.0).latents)
-    grown = build_latents(vae, shards)
-    assert torch.equal(grown.latents, plain.latents)
+    assert torch.equal(wide.latents, build_latents(vae, framed).latents) and torch.equal(plain.latents, build_latents(vae, shards).latents)
+
+
+def test_more_workers_render_the_same(tmp_path, body_model):
+    "Shards and photos, bit for bit; two shards, so that there is work for two processes."
+    shards = {workers: build_images("everyday", 3, 0, body_model, tmp_path / str(workers), shard_size=2, reframe_share=0.5, workers=workers) for workers in (1, 2)}
+    assert [path.name for path in shards[1]] == [path.name for path in shards[2]] and digest_of(shards[1]) == digest_of(shards[2])
+
+
+def test_photos_in_memory_are_those_on_disk(tmp_path, body_model):
+    plan = plan_dataset(5, 3, "random", 0.4, body_model=body_model)
+    photos, joints = render_photos(plan, body_model)
+    for pair, photo, found in zip(PosePairs(build_dataset(plan, tmp_path)), photos, joints, strict=True):
+        assert torch.equal((pair["image"] * 255).round().byte(), photo)
+        assert torch.allclose(pair["framing"].apply(body_model.joints(pair["pose"])[:, list(SKELETON_JOINTS)])[0], found, atol=1e-6)
 
 
 def test_people_are_rendered_in_any_lean():

@@ -16,8 +16,10 @@ from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..ground.seeding import seeded_generator
 from ..ground.files import read_tensors, write_atomic
 from ..ground.provenance import digest_of
+from ..ground.workers import run_tasks
 from ..people.bodies import SKELETON_JOINTS, BodyModel
 from ..people.clips import clips_for
 from ..people.pose_sets import POSE_SETS, PoseSet, draw_set
@@ -124,45 +126,59 @@ def _shards(name: str, count: int, seed: int, folder: str | Path, rig: ViewRig, 
             for start, length in lengths.items()]
 
 
-def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder: str | Path, rig: ViewRig = TINY_RIG,
-                 shard_size: int = 512) -> list[Path]:
-    """Shards of the first `count` rendered objects of a pose set: 8-bit `images` (N, D, V, 3, H, W), `joints` and
-    `scale`.
+def _make_shard(path: Path, share: float, name: str, seed: int, start: int, length: int, body_model: BodyModel,
+                rig: ViewRig) -> None:
+    "One shard on disk: rendered, or, where a `share` is to be reframed, made from the plain shard of the same people."
+    plain = path.with_name(path.name.replace(f"-reframed{share:g}", ""))
+    if share:
+        stored = read_tensors(plain, "a shard of rendered people; delete it to have it made again",
+                              ("images", "joints", "scale"))
+        images = stored["images"].float() / 255
+        parts = [reframe(ImageSet(images, images[:, 0, :, 0], stored["joints"], stored["scale"]),
+                         seeded_generator("reframe", name, seed, start), share)]
+    else:
+        parts = list(render_set(draw_set(name, length, seed, body_model, start=start), body_model, rig))
+    tensors = {"images": torch.cat([(part.images * 255).round().byte() for part in parts]),
+               "joints": torch.cat([part.joints for part in parts]),
+               "scale": torch.cat([part.scale for part in parts])}
+    write_atomic(path, partial(save_file, tensors))
 
-    Existing shards are kept; their names tell the body, clips, recipe and rig that they were made from."""
-    recipe = POSE_SETS[name]
-    shards = _shards(name, count, seed, folder, rig, shard_size,
-                     digest_of(body_model, clips_for(recipe.clips), recipe, rig)[:8])
-    for start, length, path in shards:
-        if not path.exists():
-            parts = list(render_set(draw_set(name, length, seed, body_model, start=start), body_model, rig))
-            tensors = {"images": torch.cat([(part.images * 255).round().byte() for part in parts]),
-                       "joints": torch.cat([part.joints for part in parts]),
-                       "scale": torch.cat([part.scale for part in parts])}
-            write_atomic(path, partial(save_file, tensors))
-    return [path for _, _, path in shards]
+
+def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder: str | Path, rig: ViewRig = TINY_RIG,
+                 shard_size: int = 512, reframe_share: float = 0.0, workers: int = 1) -> list[Path]:
+    """Shards of the first `count` rendered objects of a pose set, `reframe_share` of them in a wider frame
+    (`reframe`): 8-bit `images` (N, D, V, 3, H, W), `joints` and `scale`. Drawn by so many processes as `workers`.
+
+    Existing shards are kept; their names tell the body, clips, recipe, rig and share that they were made from."""
+    recipe, made = POSE_SETS[name], []
+    made_from = digest_of(body_model, clips_for(recipe.clips), recipe, rig)[:8]
+    for share in (0.0, reframe_share) if reframe_share else (0.0,):
+        suffix = made_from + (f"-reframed{share:g}" if share else "")
+        made = _shards(name, count, seed, folder, rig, shard_size, suffix)
+        run_tasks(_make_shard, [(path, share, name, seed, start, length, body_model, rig)
+                                for start, length, path in made if not path.exists()], workers)
+    return [path for _, _, path in made]
 
 # %% ../../nbs/multiview/05_latents.ipynb #e0f34ad8
-def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 16,
-                  reframe_share: float = 0.0) -> LatentSet:
-    """Encode image shards made by `build_images`, `reframe_share` of the objects in a wider frame (`reframe`).
+def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 64) -> LatentSet:
+    """Encode image shards made by `build_images`, where the autoencoder is.
 
-    The result is kept beside the first shard, under a name that changes with the autoencoder's weights, the content
-    of the shards and the share."""
-    made_from = digest_of(list(shards), vae, float(vae.config.scaling_factor), reframe_share, SMALLEST_FRAME)
+    The result is kept beside the first shard, under a name that changes with the autoencoder's weights and the
+    content of the shards."""
+    made_from = digest_of(list(shards), vae, float(vae.config.scaling_factor))
     kept, names = shards[0].parent / f"latents-{made_from}.safetensors", [field.name for field in fields(LatentSet)]
     if kept.exists():
         return LatentSet(**{name: tensor for name, tensor in read_tensors(kept,
                 "kept latents; delete it to have them made again", names).items() if name in names})
-    parts, generator = [], torch.Generator().manual_seed(0)
+    parts = []
     for path in shards:
         stored = read_tensors(path, "a shard of rendered people; delete it to have it made again",
                               ("images", "joints", "scale"))
         for start in range(0, len(stored["scale"]), batch_size):
             chosen = slice(start, start + batch_size)
             images = stored["images"][chosen].float() / 255
-            taken = ImageSet(images, images[:, 0, :, 0], stored["joints"][chosen], stored["scale"][chosen])
-            parts.append(encode_set(vae, reframe(taken, generator, reframe_share) if reframe_share else taken))
+            parts.append(encode_set(vae, ImageSet(images, images[:, 0, :, 0], stored["joints"][chosen],
+                                                  stored["scale"][chosen])))
     data = LatentSet.cat(parts)
     write_atomic(kept, lambda temporary: save_file({field.name: getattr(data, field.name).contiguous()
                                                     for field in fields(data)}, temporary))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..ground.files import read_json, read_picture, write_atomic, write_json
 from ..ground.provenance import alone, same_inputs
-from ..people.bodies import BodyModel, Pose, load_body
+from ..ground.workers import run_tasks
+from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose, load_body
 from ..people.clips import Clip
 from ..people.selection import farthest_point_sampling, pose_features
 from ..people.pose_sets import PoseSet, draw_set
@@ -29,7 +30,7 @@ from ..pictures.dressed_people import draw_crowd
 from .animators import Animator, RenderAnimator, load_animator
 
 # %% auto #0
-__all__ = ['Plan', 'plan_dataset', 'build_dataset', 'PosePairs']
+__all__ = ['Plan', 'plan_dataset', 'render_photos', 'build_dataset', 'PosePairs']
 
 # %% ../../nbs/pairs/02_dataset.ipynb #03138938
 @dataclass
@@ -63,6 +64,25 @@ def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyda
                     sum((part.sets for part in parts), []))
     return Plan(drawn, {"count": count, "seed": seed, "selection": selection, "everyday_share": everyday_share,
                         "candidates": candidates})
+
+# %% ../../nbs/pairs/02_dataset.ipynb #b91ea805
+def _render_part(drawn: PoseSet, body_model: BodyModel, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    animator, photos, joints = RenderAnimator(body_model, image_size), [], []
+    for start in range(0, len(drawn), 32):
+        part = drawn[start : start + 32]
+        images, framing = animator.animate(part.poses, part.people)
+        poses = part.poses.with_betas(draw_crowd(body_model, part.people).betas)
+        photos.append((images.clamp(0, 1) * 255).round().byte())
+        joints.append(framing.apply(body_model.joints(poses)[:, list(SKELETON_JOINTS)]))
+    return torch.cat(photos).numpy(), torch.cat(joints).numpy()  # arrays are copied, tensors would share files
+
+
+def render_photos(plan: Plan, body_model: BodyModel, workers: int = 1, image_size: int = 64) -> tuple[Tensor, Tensor]:
+    """The photos (N, 3, H, H) uint8 of a plan and the joints (N, 23, 3) in their frames, on the processor: what
+    `PosePairs` would read after `build_dataset`."""
+    parts = [plan.drawn[start : start + 2048] for start in range(0, len(plan.drawn), 2048)]
+    found = run_tasks(_render_part, [(part, body_model, image_size) for part in parts], workers)
+    return tuple(torch.from_numpy(np.concatenate(kind)) for kind in zip(*found, strict=True))
 
 # %% ../../nbs/pairs/02_dataset.ipynb #973db77b
 _SCHEMA = pa.schema([
