@@ -41,7 +41,7 @@ from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint 
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
 from drpose.posttraining.validation import pair_benchmark  # noqa: E402
@@ -170,7 +170,9 @@ def sets(device, folder):
     rendered = next(render_set(drawn, body, TINY_RIG))
     latents = encode_set(vae, reframe(rendered, seeds(), 0.5))
     build_dataset(plan_dataset(4, candidates=2, body_model=body), folder / "pairs", RenderAnimator(body))
-    return {"images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"]}
+    photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
+    return {"images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
+            "photos": photos.float() / 255, "joints in photos": joints}
 
 
 REWARD = " + ".join(TERMS)

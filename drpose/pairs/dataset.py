@@ -74,7 +74,7 @@ def _render_part(drawn: PoseSet, body_model: BodyModel, image_size: int) -> tupl
         poses = part.poses.with_betas(draw_crowd(body_model, part.people).betas)
         photos.append((images.clamp(0, 1) * 255).round().byte())
         joints.append(framing.apply(body_model.joints(poses)[:, list(SKELETON_JOINTS)]))
-    return torch.cat(photos).numpy(), torch.cat(joints).numpy()  # arrays are copied, tensors would share files
+    return torch.cat(photos).cpu().numpy(), torch.cat(joints).cpu().numpy()  # arrays are copied, tensors would share files
 
 
 def render_photos(plan: Plan, body_model: BodyModel, workers: int = 1, image_size: int = 64) -> tuple[Tensor, Tensor]:
