@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import trimesh
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -58,6 +59,7 @@ from drpose.multiview.pshuman import from_stable_unclip
 from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, EstimatorConfig, base_error,
                                             new_autoencoder, tiny_unet, train_autoencoder, train_base,
                                             train_pose_estimator)
+from drpose.mesh.remeshing import begin, remesh, step
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
@@ -141,6 +143,16 @@ def soft(device, folder):
     found = visible(crossings(outline, 16), hits, 16 * 16)
     pixels = blend(torch.rand(16 * 16, 2, generator=seeds(), dtype=torch.double).to(device), found)
     return {"normals": seen.normals, "masks": seen.masks, "slope": slope, "edges": edges[0], "extent": found.extent.sort().values, "pixels": pixels}
+
+
+@check("a surface that is remade")
+def remade(device, folder):
+    ball = trimesh.creation.icosphere(subdivisions=2)
+    points = torch.tensor(ball.vertices) * torch.tensor([1.0, 0.5, 0.7])
+    surface = begin(points.to(device), torch.tensor(ball.faces).long().to(device), 0.3)
+    for number in range(1, 6):
+        surface = remesh(step(surface, surface.vertices * surface.vertices.norm(dim=1, keepdim=True), number, (0.05, 0.3)))
+    return {"vertices": surface.vertices, "faces": surface.faces.double(), "notes": surface.notes}
 
 
 @check("dressed people and their photographs")

@@ -21,8 +21,9 @@ __all__ = ['FALL', 'mesh_edges', 'Outline', 'outline_pieces', 'Crossings', 'cros
 def mesh_edges(faces: Tensor) -> tuple[Tensor, Tensor]:  # (F, 3) int64
     "Vertex pairs (E, 2) of all edges, lower number first, and the faces on both sides (E, 2); -1 where there is none."
     face = torch.arange(len(faces), device=faces.device).repeat_interleave(3)
-    ends = faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
-    key, order = (ends.amin(1) << 32 | ends.amax(1)).sort(stable=True)
+    start, end = faces[:, [0, 1, 2]].flatten(), faces[:, [1, 2, 0]].flatten()
+    # minimum of two columns: `amin` over a last axis of two is twenty times as slow on a processor
+    key, order = (torch.minimum(start, end) << 32 | torch.maximum(start, end)).sort(stable=True)
     starts = torch.cat([key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]]).nonzero().flatten()
     count = torch.diff(torch.cat([starts, starts.new_full((1,), len(key))]))
     face, key = face[order], key[starts]
