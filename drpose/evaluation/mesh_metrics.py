@@ -17,8 +17,8 @@ from scipy.spatial import cKDTree
 
 from ..ground.seeding import address_number
 from ..people.bodies import SMALLEST_BODY, TALLEST_BODY
-from ..pictures.mesh_files import read_scan
 from ..pictures.rendering import covered_pixels, face_table
+from ..pictures.mesh_files import read_scan
 from .metrics import similarity_transform
 
 # %% auto #0
