@@ -27,6 +27,7 @@ _HOMES = {  # module: the names that it lends to the package
     "reward.predictor_training": "train_skeleton_predictor",
     "evaluation.views": "evaluate_views",
     "evaluation.benchmarks": "load_benchmark",
+    "evaluation.mesh_metrics": "evaluate_meshes",
     "posttraining.reward_gradients": "ESTIMATORS rollout",
     "posttraining.post_training": "PostTrainConfig posttrain",
     "posttraining.launching": "launch",

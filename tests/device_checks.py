@@ -37,7 +37,7 @@ from drpose.evaluation import metrics  # noqa: E402
 from drpose.people import pose_space  # noqa: E402
 from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
 from drpose.pairs.animators import RenderAnimator  # noqa: E402
-from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
+from drpose.people.bodies import Body, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
@@ -45,6 +45,7 @@ from drpose.multiview.latents import encode_set, reframe, render_set
 from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
+from drpose.evaluation.mesh_protocols import body_errors  # noqa: E402
 from drpose.posttraining.validation import pair_benchmark  # noqa: E402
 from drpose.ground.provenance import digest_of  # noqa: E402
 from drpose.posttraining.launching import PostTrainSources, launch  # noqa: E402
@@ -407,7 +408,7 @@ def measures(device, folder):
     constant = metrics_of_joints(a[0], b, torch.full((3,), 0.5, device=device), TINY_RIG)
     return {
         **metrics.axis_errors(a, b, torch.full((3,), 0.5, device=device)), "mpjpe": metrics.millimetres(metrics.mpjpe(a, b), torch.full((3,), 0.5, device=device)), "pa": metrics.pa_mpjpe(a, b), "pixels": errors, "swapped": metrics.swap_forgiven_pixels(p, q), "pck": metrics.pck(errors, 64), "psnr": metrics.psnr(x, y),
-        "ssim": metrics.ssim(x, y), "sharpness": metrics.sharpness(x, y), "iou": metrics.silhouette_iou(mask, masks_from_normals(y)), "normals": metrics.normal_degrees(x, y, torch.ones_like(mask)), "constant": torch.from_numpy(constant.mpjpe_mm),
+        "ssim": metrics.ssim(x, y), "sharpness": metrics.sharpness(x, y), "iou": metrics.silhouette_iou(mask, masks_from_normals(y)), "normals": metrics.normal_degrees(x, y, torch.ones_like(mask)), "constant": torch.from_numpy(constant.mpjpe_mm), **body_errors(Body(a, a, torch.zeros(1, 3, dtype=torch.int64)), Body(b, b, torch.zeros(1, 3, dtype=torch.int64))),
         "correlation": torch.tensor(rank_correlation(a[:, 0, 0], b[:, 0, 0])), "drift": drift(torch.rand(2, 2, 4, 4, 8, 8, generator=seeds(7)).to(device), torch.rand(2, 2, 4, 4, 8, 8, generator=seeds(8)).to(device)),
     }  # fmt: skip
 

@@ -17,10 +17,10 @@ from ..people.bodies import MIRRORED_SKELETON
 from ..pictures.rendering import check_levels
 
 # %% auto #0
-__all__ = ['millimetres', 'check_pair', 'mpjpe', 'axis_errors', 'DepthAgreement', 'depth_agreement', 'procrustes_align',
-           'pa_mpjpe', 'pixel_errors', 'swap_forgiven_pixels', 'pck', 'masks_from_normals', 'silhouette_iou',
-           'normal_degrees', 'psnr', 'ssim', 'sharpness', 'frechet_distance', 'bootstrap_ci', 'frechet_replicates',
-           'jackknife_se']
+__all__ = ['millimetres', 'check_pair', 'mpjpe', 'axis_errors', 'DepthAgreement', 'depth_agreement', 'similarity_transform',
+           'procrustes_align', 'pa_mpjpe', 'pixel_errors', 'swap_forgiven_pixels', 'pck', 'masks_from_normals',
+           'silhouette_iou', 'normal_degrees', 'psnr', 'ssim', 'sharpness', 'frechet_distance', 'bootstrap_ci',
+           'frechet_replicates', 'jackknife_se']
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a67bc308
 def millimetres(
@@ -85,21 +85,30 @@ def depth_agreement(
                           float(found.std() / known.std()))
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #1a7d554f
-def procrustes_align(
+def similarity_transform(
     predicted: Tensor,  # (B, J, 3)
     true: Tensor,       # (B, J, 3)
-) -> Tensor:            # (B, J, 3) predicted, moved, turned and scaled onto true
-    "Least-squares similarity alignment without reflection (Umeyama 1991), in float64. ValueError if the shapes differ."
-    check_pair(predicted, true, (None, None, 3), "procrustes_align")
+) -> tuple[Tensor, Tensor, Tensor]:  # scale (B,), rotation (B, 3, 3), shift (B, 3): scale * x @ rotation.mT + shift
+    "Least-squares similarity without reflection (Umeyama 1991), in float64. ValueError if the shapes differ."
+    check_pair(predicted, true, (None, None, 3), "similarity_transform")
     predicted, true = predicted.double(), true.double()
-    true_mean = true.mean(1, keepdim=True)
-    x, y = predicted - predicted.mean(1, keepdim=True), true - true_mean
+    mean, true_mean = predicted.mean(1, keepdim=True), true.mean(1, keepdim=True)
+    x, y = predicted - mean, true - true_mean
     u, sigma, v = torch.linalg.svd(y.mT @ x)                       # y.mT @ x = u diag(sigma) v
     sign = torch.ones_like(sigma)
     sign[:, 2] = torch.linalg.det(u @ v).sign()
     rotation = u @ torch.diag_embed(sign) @ v
     scale = (sigma * sign).sum(-1) / x.square().sum((1, 2)).clamp_min(1e-20)
-    return scale[:, None, None] * x @ rotation.mT + true_mean
+    return scale, rotation, (true_mean - scale[:, None, None] * mean @ rotation.mT)[:, 0]
+
+
+def procrustes_align(
+    predicted: Tensor,  # (B, J, 3)
+    true: Tensor,       # (B, J, 3)
+) -> Tensor:            # (B, J, 3) predicted, moved, turned and scaled onto true
+    "Each sample moved by its `similarity_transform`, in float64. ValueError if the shapes differ."
+    scale, rotation, shift = similarity_transform(predicted, true)
+    return scale[:, None, None] * predicted.double() @ rotation.mT + shift[:, None]
 
 
 def pa_mpjpe(
