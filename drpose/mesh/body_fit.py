@@ -15,11 +15,11 @@ from ..people.bodies import (SKELETON_JOINTS, SMPLX_JOINT_NAMES, SMPLX_PARENTS, 
                                   axis_angle_to_matrix, matrix_to_axis_angle)
 from ..people.pose_space import BONE_AXIS, CENTRE, JOINT_LIMITS, limit_sample, to_swing_twist
 from ..pictures.cameras import Framing, ViewRig
-from .soft_rendering import mesh_edges, soft_views
+from .soft_rendering import SoftViews, mesh_edges, soft_views
 
 # %% auto #0
-__all__ = ['SPREAD', 'OUTSIDE', 'SIZES', 'STEPS', 'RATE', 'FAR', 'NOISE', 'rotations_of', 'angle_prior', 'first_guess', 'BodyFit',
-           'fit_joints']
+__all__ = ['SPREAD', 'OUTSIDE', 'SIZES', 'STEPS', 'RATE', 'FAR', 'NOISE', 'VIEW_STEPS', 'VIEW_RATE', 'VIEW_WEIGHT',
+           'rotations_of', 'angle_prior', 'first_guess', 'BodyFit', 'fit_joints', 'refine_fit']
 
 # %% ../../nbs/mesh/03_body_fit.ipynb #5853486e
 SPREAD = 0.15  # standard deviation of an angle about its neutral value, as a share of its range
@@ -78,7 +78,7 @@ def _trunk_rotation(points: Tensor, known: Tensor, rest: Tensor) -> tuple[Tensor
     rotation = _nearest_rotation((share * (points - middle[:, None])).mT @ (rest - rest_middle[:, None]))
     return rotation, middle + (rotation @ (pelvis - rest_middle)[..., None])[..., 0]
 
-
+# %% ../../nbs/mesh/03_body_fit.ipynb #551f545e
 def first_guess(points: Tensor, known: Tensor, body_model: BodyModel) -> Pose:
     "A pose of the mean body from joints (B, 23, 3) in metres, of which some are `known` (B, 23): bone by bone."
     rest = body_model.rest_joints(points.new_zeros(len(points), 10))[:, :_JOINTS]
@@ -99,14 +99,14 @@ def first_guess(points: Tensor, known: Tensor, body_model: BodyModel) -> Pose:
             upper = torch.nn.functional.normalize(points[:, middle] - places[joint], dim=-1)
             normal = known[:, [middle, end]].all(1, keepdim=True) * torch.linalg.cross(upper, points[:, end] -
                                                                                       points[:, middle])
-            pull = pull + _HINGE_PULL * normal[:, :, None] * normal.new_tensor(axis)
+            pull = pull + _HINGE_PULL * normal[:, :, None] * torch.tensor(axis, dtype=rest.dtype, device=rest.device)
         rotations.append(_nearest_rotation(pull))
         local.append(rotations[parent].mT @ rotations[joint])
     axis_angles = points.new_zeros(len(points), 55, 3)
     axis_angles[:, :_JOINTS] = matrix_to_axis_angle(torch.stack(local, 1))
     return Pose(axis_angles, points.new_zeros(len(points), 10), places[0] - rest[:, 0])
 
-# %% ../../nbs/mesh/03_body_fit.ipynb #0a7e17c3
+# %% ../../nbs/mesh/03_body_fit.ipynb #e358c243
 _LONG = 0.1  # metres: bones shorter than this say little about size
 # measured bones over the mean body's: a newborn's to a giant's in metres; in the frame, whose diagonal is 1, people
 # who stretch or crouch
@@ -126,10 +126,16 @@ def _size_of(joints: Tensor, body_model: BodyModel) -> Tensor:
     return ratio[:, usual > _LONG].nanmedian(1).values
 
 
+def _known(joints: Tensor, confidences: Tensor | None) -> Tensor:  # (B, 23) bool
+    known = ~joints.isnan().any(-1)
+    return known if confidences is None else known & (confidences > 0)
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #b760a632
 def _check_joints(joints: Tensor, confidences: Tensor | None, units: str, body_model: BodyModel) -> None:
     "ValueError with one sentence unless a body can be fitted."
     found = tuple(joints.shape) if isinstance(joints, Tensor) else type(joints).__name__
-    if not isinstance(joints, Tensor) or joints.shape[1:] != (_JOINTS, 3) or not joints.is_floating_point():
+    if not isinstance(joints, Tensor) or joints.shape[1:] != (_JOINTS,
+                                                              3) or not len(joints) or not joints.is_floating_point():
         raise ValueError(f"joints: found {found}, needed a floating point tensor (B, {_JOINTS}, 3) in the order of "
                          "bodies.SKELETON_JOINTS, NaN where a joint is unknown.")
     if units not in SIZES:
@@ -139,7 +145,11 @@ def _check_joints(joints: Tensor, confidences: Tensor | None, units: str, body_m
                          "that are at least 0.")
     if bool(joints.isinf().any()):
         raise ValueError("joints: found infinite positions, needed finite ones, or NaN where a joint is unknown.")
-    known = _known(joints, confidences)
+    _check_people(joints, _known(joints, confidences), units, body_model)
+
+
+def _check_people(joints: Tensor, known: Tensor, units: str, body_model: BodyModel) -> None:
+    "ValueError with one sentence unless enough of each trunk is known, and each person has a person's size."
     rest = body_model.joint_template[_TRUNK].to(joints)
     for body, trunk in enumerate(known[:, _TRUNK]):
         if trunk.sum() < 3 or torch.linalg.svdvals(rest[trunk] - rest[trunk].mean(0))[1] < 0.05:
@@ -153,12 +163,7 @@ def _check_joints(joints: Tensor, confidences: Tensor | None, units: str, body_m
             raise ValueError(f"joints of body {body}: found a person {1.7 * size:.3g} tall, needed {unit}: "
                              f"{1.7 * low:.2g} to {1.7 * high:.2g}.")
 
-
-def _known(joints: Tensor, confidences: Tensor | None) -> Tensor:  # (B, 23) bool
-    known = ~joints.isnan().any(-1)
-    return known if confidences is None else known & (confidences > 0)
-
-# %% ../../nbs/mesh/03_body_fit.ipynb #9805aa1e
+# %% ../../nbs/mesh/03_body_fit.ipynb #f68c8e94
 @dataclass
 class BodyFit:
     "N fitted bodies, and how well they fit."
@@ -169,6 +174,7 @@ class BodyFit:
     weights: Tensor  # (B, 23) how much each joint counts
     residuals: Tensor  # (B, 23) metres between given and fitted joints; NaN where unknown
     noise: Tensor  # (B,) metres, standard deviation of the given joints along each axis, estimated from the residuals
+    units: str  # of the given joints: "metres" or "frame"
 
     def report(self) -> str:
         "One line for each body: mean and largest residual, where that is, and the estimated noise."
@@ -180,7 +186,7 @@ class BodyFit:
                          f"({SMPLX_JOINT_NAMES[worst]}); noise about {100 * self.noise[body].item():.1f} cm")
         return "\n".join(lines)
 
-
+# %% ../../nbs/mesh/03_body_fit.ipynb #a9a255a0
 class _Freedom:
     "What moves: around a first guess, with the scale of the frame or without."
 
@@ -217,7 +223,7 @@ class _Freedom:
             optimizer.step()
             schedule.step()
 
-# %% ../../nbs/mesh/03_body_fit.ipynb #2ea6680a
+# %% ../../nbs/mesh/03_body_fit.ipynb #084807b0
 STEPS, RATE = 150, 0.05
 FAR = 0.15  # metres; a joint farther off is taken for a mistake
 NOISE = (0.004, 0.05)  # metres, from and to
@@ -239,7 +245,7 @@ def _distances(pose: Pose, framing: Framing, joints: Tensor, body_model: BodyMod
     offset = body_model.joints(pose)[:, :_JOINTS] - framing.invert(joints)
     return (offset.square().sum(-1) + 1e-12).sqrt()
 
-
+# %% ../../nbs/mesh/03_body_fit.ipynb #7fee2774
 def fit_joints(
     joints: Tensor,  # (B, 23, 3) in the order of SKELETON_JOINTS; NaN where unknown
     body_model: BodyModel,
@@ -267,11 +273,75 @@ def fit_joints(
         return _misfit(distances, weights, noise) + free.prior()
 
     free.descend(energy, STEPS, RATE)
-    return _finished(free, joints, weights, noise, body_model)
+    return _finished(free, joints, weights, noise, units, body_model)
 
 
-def _finished(free: _Freedom, joints: Tensor, weights: Tensor, noise: Tensor, body_model: BodyModel) -> BodyFit:
+def _finished(free: _Freedom, joints: Tensor, weights: Tensor, noise: Tensor, units: str,
+              body_model: BodyModel) -> BodyFit:
     with torch.no_grad():
         pose, framing = free.pose().detach(), free.framing()
         residuals = (body_model.joints(pose)[:, :_JOINTS] - framing.invert(joints)).norm(dim=-1)
-    return BodyFit(pose, Framing(framing.center, framing.scale.detach()), joints, weights, residuals, noise)
+    return BodyFit(pose, Framing(framing.center, framing.scale.detach()), joints, weights, residuals, noise, units)
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #c3a571cc
+VIEW_STEPS, VIEW_RATE = 40, 0.03
+VIEW_WEIGHT = 1e4  # lambda: what a difference of 1 in every pixel would cost
+
+
+def _check_views(fit: BodyFit, views: SoftViews, rig: ViewRig) -> None:
+    "ValueError with one sentence unless the pictures can be compared."
+    needed = (len(fit.pose), rig.num_views, rig.image_size, rig.image_size)
+    for name, found in (("normals", views.normals), ("masks", views.masks)):
+        shape = needed if name == "masks" else (*needed[:2], 3, *needed[2:])
+        if tuple(found.shape) != shape:
+            raise ValueError(f"{name}: found shape {tuple(found.shape)}, needed {shape} for {needed[0]} bodies and "
+                             f"{needed[1]} views of {needed[2]} pixels.")
+        broken = (~found.isfinite()).flatten(2).any(2).nonzero()
+        if len(broken):
+            raise ValueError(f"{name}: found NaN or infinite numbers in view {int(broken[0, 1])} of body "
+                             f"{int(broken[0, 0])}, needed finite ones.")
+    empty = (views.masks.flatten(2).amax(2) < 0.5).nonzero()
+    if len(empty):
+        raise ValueError(f"masks: found nobody in view {int(empty[0, 1])} of body {int(empty[0, 0])}, needed a person "
+                         "in every view; leave that view out of the rig.")
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #994f8971
+def refine_fit(
+    fit: BodyFit,
+    views: SoftViews,  # normals (B, V, 3, S, S) as vectors in the front camera's frame, masks (B, V, S, S)
+    rig: ViewRig,  # of these views, with their image_size; the fit's units are its units
+    body_model: BodyModel,
+) -> BodyFit:
+    '''The fits, moved until the bodies also look like their views.
+
+    ValueError with one sentence for another number of views or bodies, NaN, or a view that shows nobody.'''
+    _check_views(fit, views, rig)
+    free = _Freedom(fit.pose, fit.framing.scale, fit.units == "frame")
+    given, edges = fit.joints.nan_to_num(0), mesh_edges(body_model.faces)
+
+    def difference() -> Tensor:  # (B,)
+        vertices = free.framing().apply(body_model(free.pose()).vertices)
+        drawn = soft_views(vertices, body_model.faces, rig, edges)
+        normals = (drawn.normals - views.normals).abs().sum(2)
+        return (normals + (drawn.masks - views.masks).abs()).mean((1, 2, 3))
+
+    def energy() -> Tensor:
+        distances = _distances(free.pose(), free.framing(), given, body_model)
+        return VIEW_WEIGHT * difference() + _misfit(distances, fit.weights, fit.noise) + free.prior()
+
+    with torch.no_grad():
+        before = difference()
+    free.descend(energy, VIEW_STEPS, VIEW_RATE)
+    found = _finished(free, fit.joints, fit.weights, fit.noise, fit.units, body_model)
+    with torch.no_grad():
+        better = (difference() < before) & (found.residuals.nanmean(1) < fit.residuals.nanmean(1) + fit.noise)
+    return _chosen(better, found, fit)
+
+
+def _chosen(first: Tensor, one: BodyFit, other: BodyFit) -> BodyFit:
+    "Body by body the one fit where `first` (B,) says so, and the other one elsewhere."
+    take = lambda a, b: torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+    pose = Pose(*(take(getattr(one.pose, name), getattr(other.pose, name)) for name in
+                  ("axis_angles", "betas", "transl")))
+    framing = Framing(take(one.framing.center, other.framing.center), take(one.framing.scale, other.framing.scale))
+    return replace(one, pose=pose, framing=framing, residuals=take(one.residuals, other.residuals))
