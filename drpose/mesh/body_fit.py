@@ -235,9 +235,8 @@ def _misfit(distances: Tensor, weights: Tensor, noise: Tensor) -> Tensor:  # (B,
 
 
 def _estimated_noise(distances: Tensor, weights: Tensor) -> Tensor:  # (B, 23), (B, 23) -> (B,) metres
-    square = distances.detach().square()
-    trusted = weights / (1 + square / FAR**2).square()
-    return (2 / 3 * (trusted * square).sum(1) / weights.sum(1)).sqrt().clamp(*NOISE)
+    typical = distances.detach().where(weights > 0, torch.nan).nanmedian(1).values
+    return (2**0.5 * typical / 1.54).clamp(*NOISE)
 
 
 def _distances(pose: Pose, framing: Framing, joints: Tensor, body_model: BodyModel) -> Tensor:
