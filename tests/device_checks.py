@@ -61,6 +61,8 @@ from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, Estim
                                             new_autoencoder, tiny_unet, train_autoencoder, train_base,
                                             train_pose_estimator)
 from drpose.mesh.remeshing import begin, remesh, step
+from drpose.mesh import body_fit  # noqa: E402
+from drpose.mesh.body_fit import angle_prior, first_guess, fit_joints, refine_fit, rotations_of  # noqa: E402
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
@@ -154,6 +156,27 @@ def remade(device, folder):
     for number in range(1, 6):
         surface = remesh(step(surface, surface.vertices * surface.vertices.norm(dim=1, keepdim=True), number, (0.05, 0.3)))
     return {"vertices": surface.vertices, "faces": surface.faces.double(), "notes": surface.notes}
+
+
+@check("bodies from joints and views")
+def fitted(device, folder):
+    "A few steps: what Adam makes of a rounding error grows with every one."
+    body, poses, rig = load_body().to(device), some_poses(2).to(device), ViewRig((0.0, 90.0), image_size=24)
+    found = body(poses)
+    framing = frame_by_diagonal(found.vertices)
+    joints = framing.apply(found.joints[:, :23])
+    with torch.no_grad():
+        views = soft_views(framing.apply(found.vertices), body.faces, rig)
+    kept = body_fit.STEPS, body_fit.VIEW_STEPS
+    body_fit.STEPS, body_fit.VIEW_STEPS = 4, 1
+    try:
+        fit = fit_joints(joints, body, units="frame")
+        seen = refine_fit(fit, views, rig, body)
+    finally:
+        body_fit.STEPS, body_fit.VIEW_STEPS = kept
+    guess = first_guess(found.joints[:, :23], torch.ones(2, 23, dtype=torch.bool, device=device), body)
+    return {"guess": guess.axis_angles, "angles": fit.pose.axis_angles, "scale": fit.framing.scale, "residuals": fit.residuals, "noise": fit.noise, "seen": seen.pose.axis_angles, "shape": seen.pose.betas,
+            "prior": angle_prior(poses.axis_angles) / 1000, "turns": rotations_of(poses.axis_angles), "lines": torch.tensor(len(fit.report().splitlines()))}  # fmt: skip
 
 
 @check("dressed people and their photographs")
