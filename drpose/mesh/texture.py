@@ -75,13 +75,8 @@ def believed(depth: Tensor, masks: Tensor, pixel: float) -> Tensor:
     """(V, H, W) in [0, 1]: how far the colours of views can be believed, from depth (V, H, W) of the mesh (0 where
     empty), masks (V, H, W) of the pictures, and the size of a pixel."""
     empty = (masks < 0.5) | (depth == 0)
-    edge = _grown(empty)
-    for axis in (1, 2):
-        jump = (depth.diff(dim=axis).abs() > JUMP * pixel)
-        first, second = (torch.zeros_like(edge) for _ in range(2))
-        first.narrow(axis, 0, jump.shape[axis]).copy_(jump)
-        second.narrow(axis, 1, jump.shape[axis]).copy_(jump)
-        edge = edge | first | second
+    nearest, farthest = (sign * F.max_pool2d(sign * depth[:, None], 3, 1, 1)[:, 0] for sign in (1, -1))
+    edge = _grown(empty) | (torch.maximum(nearest - depth, depth - farthest) > JUMP * pixel)
     trust = torch.zeros_like(depth)
     for _ in range(BORDER):
         trust = trust + (~edge).to(trust) / BORDER
@@ -158,9 +153,9 @@ def asked_colors(points: Tensor, normals: Tensor, views: ColorViews) -> tuple[Te
         trust = sampled[:, 4]
         color, surface = sampled.div(trust.clamp_min(1e-6)[:, None])[:, :4].split([3, 1], 1)
         facing = (normals @ toward).clamp(0, 1)
-        slope = (1 - facing.square()).sqrt() / facing.clamp_min(0.1)
+        slope = ((1 - facing.square()).sqrt() / facing.clamp_min(1e-6)).clamp(max=JUMP)
         gap = (surface[:, 0] - points @ toward) / (pixel * (1 + slope))
-        weight = views.weights[view] * trust * (2 - gap).clamp(0, 1) * facing.square()
+        weight = views.weights[view] * trust * (2 - gap.abs()).clamp(0, 1) * facing.square()
         share = weight**SHARPNESS
         total, shares, mixed = total + weight, shares + share, mixed + share[:, None] * color
     return mixed / shares.clamp_min(1e-20)[:, None], total

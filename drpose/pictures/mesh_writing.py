@@ -94,7 +94,8 @@ def _numbers(values: Tensor, kind=np.float32) -> np.ndarray:
 def _attributes(scan: Scan, skin: Skin | None, binary: _Binary) -> dict[str, int]:
     "Accessors of what each vertex has."
     normals = smooth_normals(scan.vertices, scan.faces)[0]
-    normals = torch.where(normals.norm(dim=-1, keepdim=True) > 0.5, normals, normals.new_tensor([0.0, 1.0, 0.0]))
+    up = torch.tensor([0.0, 1.0, 0.0], dtype=normals.dtype, device=normals.device)  # of a vertex without faces
+    normals = torch.where(normals.norm(dim=-1, keepdim=True) > 0.5, normals, up)
     found = {"POSITION": binary.accessor(_numbers(scan.vertices), 34962, bounds=True),
              "NORMAL": binary.accessor(_numbers(torch.nn.functional.normalize(normals, dim=-1)), 34962)}
     if scan.textures:
