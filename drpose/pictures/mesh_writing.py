@@ -20,8 +20,8 @@ from trimesh.exchange.obj import export_obj
 from ..ground.files import write_atomic
 from ..people.bodies import SMPLX_JOINT_NAMES, SMPLX_PARENTS, Pose
 from .rendering import check_mesh
-from .mesh_files import GENERATOR, Scan, linear_light, smooth_normals
 from .plots import to_image
+from .mesh_files import GENERATOR, Scan, linear_light, smooth_normals
 
 # %% auto #0
 __all__ = ['WRITTEN_FORMATS', 'Skin', 'write_scan']
