@@ -65,6 +65,10 @@ from drpose.mesh import body_fit  # noqa: E402
 from drpose.mesh.body_fit import angle_prior, first_guess, fit_joints, refine_fit, rotations_of  # noqa: E402
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
+from drpose.mesh.skinning import skinned, with_skin  # noqa: E402
+from drpose.mesh.texture import bake_texture, color_vertices, color_views, lay_flat  # noqa: E402
+from drpose.pictures.mesh_files import Scan, srgb_levels  # noqa: E402
+from drpose.pictures.mesh_writing import write_scan  # noqa: E402
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
 from drpose.pictures.rendering import find_hits, render_views, skeleton_maps  # noqa: E402
 from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
@@ -177,6 +181,22 @@ def fitted(device, folder):
     guess = first_guess(found.joints[:, :23], torch.ones(2, 23, dtype=torch.bool, device=device), body)
     return {"guess": guess.axis_angles, "angles": fit.pose.axis_angles, "scale": fit.framing.scale, "residuals": fit.residuals, "noise": fit.noise, "seen": seen.pose.axis_angles, "shape": seen.pose.betas,
             "prior": angle_prior(poses.axis_angles) / 1000, "turns": rotations_of(poses.axis_angles), "lines": torch.tensor(len(fit.report().splitlines()))}  # fmt: skip
+
+
+@check("textures and skins")
+def textures(device, folder):
+    pose, faces = some_poses(1).to(device), load_body().faces.to(device)
+    body = load_body().to(device)
+    crowd, rig = draw_crowd(body, [3]), ViewRig((0.0, 90.0, 180.0), image_size=48)
+    taken = photograph(body, pose, crowd, rig, 48)
+    surface = body(pose.with_betas(crowd.betas.to(device))).vertices
+    framed = taken.framing.apply(surface)[0]
+    views = color_views(framed, faces, taken.views.colors[0], taken.views.masks[0], rig)
+    baked = bake_texture(framed, faces, views, lay_flat(framed, faces, 128))
+    rest, skin = with_skin(Scan(surface[0], faces, srgb_levels(color_vertices(framed, faces, views))), body, pose.with_betas(crowd.betas.to(device)))
+    moved = skinned(rest.vertices, skin, some_poses(2).to(device))
+    path = write_scan(folder / "person.glb", rest, skin)
+    return {"colors": rest.colors, "texture": baked.scan.texture.mean((1, 2)), "seen": (baked.seen == 1).float().mean(), "own pose": skinned(rest.vertices, skin, skin.pose), "moved": moved.mean((1, 2)), "written": read_scan(path).vertices}
 
 
 @check("dressed people and their photographs")

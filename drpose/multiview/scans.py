@@ -26,9 +26,9 @@ from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
 from ..people.motion import FARTHEST, read_array_pickle
 from ..people.pose_sets import draw_set
 from ..pictures.cameras import ViewRig, frame_by_diagonal, view_axes
-from ..pictures.rendering import find_hits, interpolate, paint, pool_hits, vertex_normals
+from ..pictures.rendering import find_hits, interpolate, paint, pool_hits
 from ..pictures.dressed_people import draw_crowd
-from ..pictures.mesh_files import Scan, mesh_parts, read_scan, sampled_colors
+from ..pictures.mesh_files import Scan, mesh_parts, read_scan, sampled_colors, smooth_normals
 from .pipeline import MultiViewPipeline, encode_images, pixels_per_cell, unmirror
 from .latents import LatentSet
 
@@ -143,25 +143,19 @@ def read_fit(path: str | Path) -> ScanFit:
     return ScanFit(pose, 1.0 if scale is None else scale.item(), None if offset is None else offset[0])
 
 # %% ../../nbs/multiview/06_scans.ipynb #febaf7b0
-def _smooth_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    "(1, N, 3): vertex normals in which vertices at the same place share one."
-    places, which = torch.unique(vertices, dim=0, return_inverse=True)
-    return vertex_normals(places[None], which[faces])[:, which]
-
-
 def render_scan(
     scan: Scan,
     size: int = 768,            # pixels along each side
     supersample: int = 2,       # samples per pixel and direction
-# (8, 4, size, size) colours with alpha, (8, 3, size, size) unit normals; in uncovered pixels 0
+    azimuths: Sequence[float] = RENDER_AZIMUTHS,  # V directions, degrees
+# (V, 4, size, size) colours with alpha, (V, 3, size, size) unit normals; in uncovered pixels 0
 ) -> tuple[Tensor, Tensor]:
-    """A scan from `RENDER_AZIMUTHS`; normals are in the world's frame (x right, y up, z toward the viewer of picture
-    000)."""
+    """A scan from all around; normals are in the world's frame (x right, y up, z toward the viewer of azimuth 0)."""
     vertices = frame_by_diagonal(scan.vertices[None]).apply(scan.vertices[None])
-    values = torch.cat([_smooth_normals(scan.vertices, scan.faces), scan.colors[None],
+    values = torch.cat([smooth_normals(scan.vertices, scan.faces), scan.colors[None],
                         *([] if scan.uv is None else [scan.uv[None]])], -1)
     colors, normals = [], []
-    for azimuth in RENDER_AZIMUTHS:
+    for azimuth in azimuths:
         rig = ViewRig((azimuth,), 0.5, size * supersample)
         hits = find_hits(vertices, scan.faces, rig)
         seen = interpolate(hits, scan.faces, values, rig.image_size**2)

@@ -22,10 +22,11 @@ from torch import Tensor
 from trimesh.exchange.obj import load_obj
 
 from ..ground.files import PICTURE_FORMATS, read_bytes, read_picture, read_text, reading
-from .rendering import check_mesh
+from .rendering import check_mesh, vertex_normals
 
 # %% auto #0
-__all__ = ['MESH_FORMATS', 'MOST_MESH', 'GREY', 'OPTIONS', 'Scan', 'sampled_colors', 'mesh_parts', 'read_scan']
+__all__ = ['MESH_FORMATS', 'MOST_MESH', 'GREY', 'GENERATOR', 'OPTIONS', 'Scan', 'sampled_colors', 'linear_light', 'srgb_levels',
+           'smooth_normals', 'mesh_parts', 'read_scan']
 
 # %% ../../nbs/pictures/05_mesh_files.ipynb #66cd2796
 MESH_FORMATS = (".obj", ".ply", ".glb", ".gltf", ".stl", ".off")
@@ -62,6 +63,25 @@ def sampled_colors(scan: Scan, faces: Tensor, colors: Tensor, uv: Tensor | None)
         found[here] = F.grid_sample(texture[None], grid, mode="bilinear", padding_mode="border",
                                     align_corners=False)[0, :, 0].T
     return found
+
+# %% ../../nbs/pictures/05_mesh_files.ipynb #cb924107
+GENERATOR = "drpose"  # what files written by `mesh_writing` say about who wrote them
+
+
+def linear_light(levels: Tensor) -> Tensor:
+    "The amount of light, in [0, 1], of sRGB levels in [0, 1]."
+    return torch.where(levels <= 0.04045, levels / 12.92, ((levels.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def srgb_levels(light: Tensor) -> Tensor:
+    "The sRGB levels in [0, 1] of an amount of light: the inverse of `linear_light`."
+    return torch.where(light <= 0.0031308, light * 12.92, 1.055 * light.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def smooth_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    "(1, N, 3): unit vertex normals of a mesh (N, 3), (F, 3) in which vertices at the same place share one."
+    places, which = torch.unique(vertices, dim=0, return_inverse=True)
+    return vertex_normals(places[None], which[faces])[:, which]
 
 # %% ../../nbs/pictures/05_mesh_files.ipynb #7339fcd2
 def _beside(mesh: Path, name: str, kind: str) -> Path:
@@ -280,6 +300,7 @@ def _gltf_parts(path: Path) -> Iterator[_Part]:
     header = _gltf_header(path)
     _gltf_files(path, header)
     _check_gltf_sizes(path, header)
+    linear = header.get("asset", {}).get("generator") == GENERATOR
     with open(path, "rb") as file:
         scene = trimesh.load_scene(file, file_type=path.suffix.lower()[1:], resolver=_Neighbours(path), process=False)
     for node in scene.graph.nodes_geometry:
@@ -295,6 +316,8 @@ def _gltf_parts(path: Path) -> Iterator[_Part]:
             part.colors = _levels(mesh.visual.vertex_colors) if mesh.visual.kind in ("vertex", "face") else None
         else:
             part.colors = _levels(mesh.visual.vertex_attributes.get("color"))
+            if linear and part.colors is not None:
+                part.colors = srgb_levels(torch.from_numpy(part.colors)).numpy()
             part.picture, part.uv = getattr(material, "baseColorTexture", None), mesh.visual.uv
         flat = getattr(material, "baseColorFactor", None)
         if part.picture is None and part.colors is None and flat is not None:
