@@ -35,12 +35,13 @@ import drpose  # noqa: E402
 from drpose.evaluation import metrics  # noqa: E402
 from drpose.people import pose_space  # noqa: E402
 from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
-from drpose.pairs.animators import RenderAnimator  # noqa: E402
+from drpose.pairs.animators import RenderAnimator, painted_poses  # noqa: E402
 from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
+from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, failed_gates, is_fault, plant_fault, project_labels, reference_colors
 from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
@@ -173,6 +174,19 @@ def sets(device, folder):
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
     return {"images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
             "photos": photos.float() / 255, "joints in photos": joints}
+
+
+@check("pictures against their labels")
+def gates(device, folder):
+    body, drawn = load_body().to(device), draw_set("pool", 3, 1, load_body())
+    animator, detector = RenderAnimator(body, 32), EstimatorDetector(tiny_parts.pose_estimator().to(device))
+    images, framing = animator.animate(drawn.poses, drawn.people)
+    reference, faulty = reference_colors(animator, drawn.people, body), plant_fault("cropped", images, drawn, animator)
+    labels = painted_poses(animator, drawn.poses, drawn.people)
+    scores = check_pairs(images, labels, framing, body, detector, reference)
+    failed = failed_gates(check_pairs(faulty, labels, framing, body, detector, reference), calibrate_limits(scores))
+    real = is_fault("mirrored", project_labels(body, labels, framing, 16).joints)
+    return {"scores": torch.stack(list(scores.values())), "failed": torch.stack(list(failed.values())).float(), "real": real.float(), "faulty": faulty}
 
 
 REWARD = " + ".join(TERMS)

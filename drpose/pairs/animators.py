@@ -15,7 +15,7 @@ from ..pictures.cameras import Framing, ViewRig
 from ..pictures.dressed_people import draw_crowd, photograph
 
 # %% auto #0
-__all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'load_animator']
+__all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'painted_poses', 'load_animator']
 
 # %% ../../nbs/pairs/01_animators.ipynb #b17e8840
 class Animator(Protocol):
@@ -42,6 +42,13 @@ class RenderAnimator:
 
 
 ANIMATORS = {"render": RenderAnimator}
+
+
+def painted_poses(animator: Animator, poses: Pose, people: list[int]) -> Pose:
+    "The poses with the betas that `animator` paints: the renderer's people have their own, others paint the poses'."
+    if not isinstance(animator, RenderAnimator):
+        return poses
+    return poses.with_betas(draw_crowd(animator.body_model, people).betas)
 
 
 def load_animator(name: str = "render", body_model: BodyModel | None = None, **options) -> Animator:
