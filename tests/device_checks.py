@@ -51,7 +51,7 @@ from drpose.posttraining.launching import PostTrainSources, launch  # noqa: E402
 from drpose.evaluation.metrics import masks_from_normals  # noqa: E402
 from drpose.people.motion import upright_share  # noqa: E402
 from drpose.multiview.unet import adapters_off, add_skeleton_input, load_lora, merged, save_lora, without_adapters
-from drpose.multiview.pose_estimator import laplace_loss, mirror, turn
+from drpose.multiview.pose_estimator import PoseEstimator, laplace_loss, mirror, turn
 from drpose.multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, on_white, pil_images  # noqa: E402
 from drpose.reward.skeleton_predictor import PoseScore, SkeletonPredictor, read_joints  # noqa: E402
 from drpose.people.pose_space import limit_violation, self_collision  # noqa: E402
@@ -178,8 +178,9 @@ def sets(device, folder):
 
 @check("pictures against their labels")
 def gates(device, folder):
+    torch.manual_seed(0)
     body, drawn = load_body().to(device), draw_set("pool", 3, 1, load_body())
-    animator, detector = RenderAnimator(body, 32), EstimatorDetector(tiny_parts.pose_estimator().to(device))
+    animator, detector = RenderAnimator(body, 32), EstimatorDetector(PoseEstimator(16, (8, 8), 1, 8).to(device))
     images, framing = animator.animate(drawn.poses, drawn.people)
     reference, faulty = reference_colors(animator, drawn.people, body), plant_fault("cropped", images, drawn, animator)
     labels = painted_poses(animator, drawn.poses, drawn.people)

@@ -5,10 +5,14 @@
 # %% ../../nbs/pairs/03_dataset.ipynb #b11661bb
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, is_dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +22,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..ground.files import read_json, read_picture, write_atomic, write_json
-from ..ground.provenance import alone, same_inputs
+from ..ground.files import read_json, read_picture, reading, write_atomic, write_json
+from ..ground.provenance import alone, digest_of, same_inputs
+from ..ground.seeding import address_number
 from ..ground.workers import run_tasks
-from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose, load_body
+from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose, axis_angle_to_matrix, load_body
 from ..people.clips import Clip
-from ..people.selection import farthest_point_sampling, pose_features
-from ..people.pose_sets import PoseSet, draw_set
+from ..people.selection import farthest_point_sampling, pose_features, trunk_tilt
+from ..people.pose_sets import PoseSet, draw_set, person_number
 from ..pictures.cameras import Framing
-from ..pictures.dressed_people import draw_crowd
-from .animators import Animator, RenderAnimator, load_animator
+from .animators import Animator, RenderAnimator, load_animator, painted_poses
+from .gates import GATES, JointDetector, check_pairs, failed_gates, own_colors
 
 # %% auto #0
-__all__ = ['Plan', 'plan_dataset', 'render_photos', 'build_dataset', 'PosePairs']
+__all__ = ['NEIGHBOUR_DISTANCE', 'TILT_BINS', 'Plan', 'plan_dataset', 'plan_clips', 'render_photos', 'build_dataset', 'PosePairs',
+           'verify_dataset', 'dataset_stats']
 
 # %% ../../nbs/pairs/03_dataset.ipynb #03138938
 @dataclass
 class Plan:
-    "What to build: drawn poses, and the `settings` they were drawn with."
+    """What to build: drawn poses, and the `settings` they were drawn with.
+
+    Where poses are frames of motion, `sequences` names the motion of each, `frames` its place there, `clips` the
+    number of the clip (pairs of one clip stand together and are painted together), and `splits` what it is for."""
 
     drawn: PoseSet
     settings: dict[str, int | float | str]
+    sequences: list[str] | None = None
+    frames: list[int] | None = None
+    clips: list[int] | None = None
+    splits: list[str] | None = None
 
 
 def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyday_share: float = 0.25,
@@ -65,13 +78,70 @@ def plan_dataset(count: int, seed: int = 0, selection: str = "farthest", everyda
     return Plan(drawn, {"count": count, "seed": seed, "selection": selection, "everyday_share": everyday_share,
                         "candidates": candidates})
 
+# %% ../../nbs/pairs/03_dataset.ipynb #53514a15
+NEIGHBOUR_DISTANCE = 0.05  # metres per joint, between one frame of a clip and the next
+
+
+def _walk(features: Tensor, anchor: int, count: int) -> list[int]:
+    "`count` frames around `anchor` (which is one of them), in order of time, each some way from the one before."
+    taken, spare = [anchor], []
+    for step, end in ((1, len(features)), (-1, -1)):
+        last = anchor
+        for frame in range(anchor + step, end, step):
+            if len(taken) == count:
+                break
+            far = bool((features[frame] - features[last]).norm() > NEIGHBOUR_DISTANCE)
+            (taken if far else spare).append(frame)
+            last = frame if far else last
+    return sorted(taken + sorted(spare, key=lambda frame: abs(frame - anchor))[: count - len(taken)])
+
+
+def plan_clips(
+    motion: dict[str, Clip],  # sequences by name
+    anchors: int,  # clips in all
+    length: int = 10,  # frames of a clip: the anchor and its neighbours in time
+    seed: int = 0,
+    test_share: float = 0.1,  # of the sequences
+    body_model: BodyModel | None = None,
+) -> Plan:
+    """Clips around `anchors` frames of motion and of its mirror image, as different from each other as can be, each
+    of a person of its own, turned by up to 60 degrees. ValueError where the motion is too short."""
+    body_model, poses, places = body_model or load_body(), [], []
+    long = {name: clip for name, clip in motion.items() if len(clip) >= length}
+    for name, clip in sorted(long.items()):
+        poses += [clip.poses, clip.poses.mirrored()]
+        places += [(name, mirrored, frame) for mirrored in (False, True) for frame in range(len(clip))]
+    if anchors < 1 or length < 1 or not 0 <= test_share < 1 or len(places) < anchors:
+        raise ValueError(f"anchors = {anchors}, length = {length}, test_share = {test_share}: needed at least 1 of both "
+                         f"and a share in [0, 1), and the motion has {len(places)} frames in sequences that are long "
+                         "enough, counting mirror images")
+    pool = Pose.cat(poses)
+    features = pose_features(body_model.joints(pool)).cpu()
+    chosen = farthest_point_sampling(features, anchors, start=address_number(seed, "first anchor") % len(places))
+    kept, sequences, frames, clips, people, splits, turns = [], [], [], [], [], [], []
+    for number, anchor in enumerate(chosen.tolist()):
+        name, mirrored, frame = places[anchor]
+        first, test = anchor - frame, address_number(seed, name, "split") < test_share * 2**64
+        split = "test" if test else "train"
+        own = _walk(features[first : first + len(long[name])], frame, length)
+        kept += [first + one for one in own]
+        sequences += [f"{name} mirrored" if mirrored else name] * length
+        frames, clips, splits = frames + own, clips + [number] * length, splits + [split] * length
+        people += [person_number("clips", split, seed, number)] * length
+        turns += [math.pi / 3 * (2 * address_number(seed, number, "turn") / 2**64 - 1)] * length
+    about = torch.zeros(len(kept), 3)
+    about[:, 1] = torch.tensor(turns)
+    drawn = PoseSet(pool[torch.tensor(kept)].rotated(axis_angle_to_matrix(about)), people, ["clips"] * len(kept))
+    settings = {"anchors": anchors, "length": length, "seed": seed, "test_share": test_share, "sequences": len(long)}
+    return Plan(drawn, settings, sequences, frames, clips, splits)
+
 # %% ../../nbs/pairs/03_dataset.ipynb #b91ea805
 def _render_part(drawn: PoseSet, body_model: BodyModel, image_size: int) -> tuple[np.ndarray, np.ndarray]:
     animator, photos, joints = RenderAnimator(body_model, image_size), [], []
     for start in range(0, len(drawn), 32):
         part = drawn[start : start + 32]
         images, framing = animator.animate(part.poses, part.people)
-        poses = part.poses.with_betas(draw_crowd(body_model, part.people).betas)
+        poses = painted_poses(animator, part.poses, part.people)
         photos.append((images.clamp(0, 1) * 255).round().byte())
         joints.append(framing.apply(body_model.joints(poses)[:, list(SKELETON_JOINTS)]))
     return torch.cat(photos).cpu().numpy(), torch.cat(joints).cpu().numpy()  # arrays are copied, tensors would share files
@@ -84,23 +154,240 @@ def render_photos(plan: Plan, body_model: BodyModel, workers: int = 1, image_siz
     found = run_tasks(_render_part, [(part, body_model, image_size) for part in parts], workers)
     return tuple(torch.from_numpy(np.concatenate(kind)) for kind in zip(*found, strict=True))
 
-# %% ../../nbs/pairs/03_dataset.ipynb #973db77b
-_SCHEMA = pa.schema([
-    ("image", pa.binary()), ("axis_angles", pa.list_(pa.float32(), 165)), ("betas", pa.list_(pa.float32(), 10)),
-    ("transl", pa.list_(pa.float32(), 3)),
-    ("frame_center", pa.list_(pa.float32(), 3)), ("frame_scale", pa.float32()), ("set", pa.string()),
-    ("person", pa.int64()),
-])  # fmt: skip
+# %% ../../nbs/pairs/03_dataset.ipynb #c9053dde
+_LABELS = [
+    ("axis_angles", pa.list_(pa.float32(), 165)), ("betas", pa.list_(pa.float32(), 10)),
+    ("transl", pa.list_(pa.float32(), 3)), ("frame_center", pa.list_(pa.float32(), 3)),
+    ("frame_scale", pa.float32()), ("set", pa.string()), ("person", pa.int64()),
+]  # fmt: skip
+_PLANNED = [
+    ("pair_id", pa.string()), ("clip_id", pa.string()), ("seed", pa.int64()), ("sequence", pa.string()),
+    ("frame", pa.int64()), ("split", pa.string()),
+]  # fmt: skip
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SCORES = pa.struct([(name, pa.float32()) for name in GATES])
+_PLAN_SCHEMA = pa.schema(_PLANNED + _LABELS[:3] + _LABELS[5:] + [("shard", pa.string())])
 
 
-def _png(image: Tensor) -> bytes:
+def _feature(kind: pa.DataType) -> dict:
+    "How the library `datasets` describes a column."
+    if kind == _IMAGE:
+        return {"_type": "Image"}
+    if isinstance(kind, pa.FixedSizeListType):
+        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "Sequence"}
+    if isinstance(kind, pa.StructType):
+        return {field.name: _feature(field.type) for field in kind}
+    return {"dtype": {pa.float32(): "float32"}.get(kind, str(kind)), "_type": "Value"}
+
+
+def _shard_schema() -> pa.Schema:
+    columns = [("image", _IMAGE), *_PLANNED, *_LABELS, ("scores", _SCORES)]
+    features = {name: _feature(kind) for name, kind in columns}
+    return pa.schema(columns, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _plan_table(plan: Plan, shard_size: int) -> pa.Table:
+    "The rows of plan.parquet: train first, then other splits, clips whole and in order, and the shard of each."
+    drawn, count = plan.drawn, len(plan.drawn)
+    sequences, frames = plan.sequences or drawn.sets, plan.frames or list(range(count))
+    clips, splits = plan.clips or list(range(count)), plan.splits or ["train"] * count
+    angles, betas, transl = (part.flatten(1).cpu().numpy()
+                             for part in (drawn.poses.axis_angles, drawn.poses.betas, drawn.poses.transl))
+    rows = [{"pair_id": digest_of(angles[i], betas[i], transl[i], drawn.people[i], drawn.sets[i], sequences[i],
+                                  frames[i]),
+             "sequence": sequences[i], "frame": frames[i], "split": splits[i], "axis_angles": angles[i],
+             "betas": betas[i], "transl": transl[i], "set": drawn.sets[i], "person": drawn.people[i]}
+            for i in range(count)]  # fmt: skip
+    shards: dict[str, list[list[dict]]] = {}
+    for (split, _), clip in groupby(sorted(range(count), key=lambda i: (splits[i] != "train", splits[i])),
+                                    key=lambda i: (splits[i], clips[i])):
+        clip = [rows[i] for i in clip]
+        clip_id = digest_of([row["pair_id"] for row in clip])
+        clip = [row | {"clip_id": clip_id, "seed": int(clip_id, 16) >> 1} for row in clip]
+        own = shards.setdefault(split, [[]])
+        if own[-1] and len(own[-1]) + len(clip) > shard_size:
+            own.append([])
+        own[-1] += clip
+    return pa.Table.from_pylist([row | {"shard": f"{split}-{number:05d}-of-{len(own):05d}"}
+                                 for split, own in shards.items() for number, shard in enumerate(own)
+                                 for row in shard], schema=_PLAN_SCHEMA)
+
+# %% ../../nbs/pairs/03_dataset.ipynb #60a26a6e
+def _webp(image: Tensor) -> bytes:
+    "A picture (3, H, H) of eight bits."
     buffer = io.BytesIO()
-    Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "WEBP", lossless=True, quality=30, method=2)
     return buffer.getvalue()
 
 
+def _calls(clip_ids: list[str], at_once: int = 32) -> list[range]:
+    "Which rows of a shard are painted together."
+    calls: list[range] = []
+    for _, clip in groupby(range(len(clip_ids)), key=lambda i: clip_ids[i]):
+        rows, alone_before = list(clip), bool(calls) and len({clip_ids[i] for i in calls[-1]}) == len(calls[-1])
+        if len(rows) == 1 and alone_before and len(calls[-1]) < at_once:
+            calls[-1] = range(calls[-1].start, rows[0] + 1)
+        else:
+            calls.append(range(rows[0], rows[-1] + 1))
+    return calls
+
+
+def _paint(rows: list[dict], animator: Animator, checks: bool, detector: JointDetector | None) -> list[dict]:
+    "The rows of one call with pictures, labels and scores."
+    poses = Pose(torch.tensor([row["axis_angles"] for row in rows]).unflatten(1, (-1, 3)),
+                 torch.tensor([row["betas"] for row in rows]), torch.tensor([row["transl"] for row in rows]))
+    people, seeded = [row["person"] for row in rows], getattr(animator, "takes_seed", False)
+    images, framing = animator.animate(poses, people, **({"seed": rows[0]["seed"]} if seeded else {}))
+    poses = painted_poses(animator, poses, people)
+    images, scores = (images.clamp(0, 1) * 255).round().byte(), {}
+    if checks:
+        seen, body_model = images.float() / 255, getattr(animator, "body_model", None) or load_body()
+        same = len({row["clip_id"] for row in rows}) == 1 and len(rows) > 2
+        reference = own_colors(seen, poses, framing, body_model) if same else None
+        scores = check_pairs(seen, poses, framing, body_model, detector, reference)
+    return [{name: row[name] for name, _ in _PLANNED + _LABELS[5:]}
+            | {"image": {"bytes": _webp(images[i]), "path": f"{row['pair_id']}.webp"},
+               "axis_angles": row["axis_angles"], "transl": row["transl"], "betas": poses.betas[i].tolist(),
+               "frame_center": framing.center[i].tolist(), "frame_scale": float(framing.scale[i]),
+               "scores": {name: None if values[i].isnan() else float(values[i]) for name, values in scores.items()}
+               or None} for i, row in enumerate(rows)]  # fmt: skip
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, row_group_size=64, compression="zstd", write_statistics=False)
+
+
+def _build_shard(folder: Path, shard: str, animator: Animator, checks: bool, detector: JointDetector | None) -> None:
+    "Paint and write one shard, unless it is there."
+    with alone(folder / "data", "builds pairs", shard):
+        if (path := folder / "data" / f"{shard}.parquet").exists():
+            return
+        planned = pq.read_table(folder / "plan.parquet", filters=[("shard", "=", shard)]).to_pylist()
+        rows: list[dict] = []
+        for call in _calls([row["clip_id"] for row in planned]):
+            rows += _paint(planned[call.start : call.stop], animator, checks, detector)
+        write_atomic(path, partial(_write_table, pa.Table.from_pylist(rows, schema=_shard_schema())))
+
+# %% ../../nbs/pairs/03_dataset.ipynb #6183c83e
+def build_dataset(
+    plan: Plan,
+    folder: str | Path,
+    animator: Animator | None = None,  # None: the renderer
+    shard_size: int = 512,  # pairs per file
+    checks: bool = False,  # measure every picture against its label
+    detector: JointDetector | None = None,  # finds joints for those checks
+    rank: int = 0,  # which of the processes that build this folder together
+    ranks: int = 1,  # how many they are
+    workers: int = 1,  # processes started here
+) -> Path:
+    """Animate the plan into Parquet shards under `folder`; shards that exist are kept.
+
+    ValueError if the folder was begun from another plan or by another animator, in settings or content, or while
+    another process builds the same shard. The plan is written first, so that a killed build can only go on as it
+    began; the manifest is written last, by whoever finds all shards."""
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank = {rank}, ranks = {ranks}: needed a rank from 0 to ranks - 1")
+    folder, animator = Path(folder), animator or load_animator("render")
+    with alone(folder, "plans pairs", "plan", wait=60):
+        shards = _begin(plan, folder, animator, shard_size, checks, detector)
+    missing = [shard for shard in shards[rank::ranks] if not (folder / "data" / f"{shard}.parquet").exists()]
+    run_tasks(_build_shard, [(folder, shard, animator, checks, detector) for shard in missing], workers)
+    with alone(folder, "finishes pairs", "manifest", wait=60):
+        if all((folder / "data" / f"{shard}.parquet").exists() for shard in shards):
+            _finish(folder, shards, type(animator).__name__)
+    return folder
+
+
+def _begin(plan: Plan, folder: Path, animator: Animator, shard_size: int, checks: bool,
+           detector: JointDetector | None) -> list[str]:
+    "Freeze the plan, or see that it is the same; the names of its shards. None for a folder of an earlier version."
+    card = {"pairs": len(plan.drawn), "shard_size": shard_size, "plan": plan.settings}
+    if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
+        raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another folder or "
+                         "delete it")
+    earlier, shards = any(folder.glob("pairs-*.parquet")), any(folder.glob("data/*.parquet"))
+    if not (folder / "inputs.json").exists() and (earlier or shards):
+        raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what they were "
+                         "made from; choose another folder or delete it")
+    painters = {name: [type(one).__name__, one if is_dataclass(one) else None]
+                for name, one in (("animator", animator), ("detector", detector))}
+    inputs = {"poses": plan.drawn.poses, "people": [plan.drawn.people, plan.drawn.sets], "animator": painters["animator"]}
+    if not earlier:
+        inputs |= {"places": [plan.sequences, plan.frames, plan.clips, plan.splits],
+                   "checks": [checks, painters["detector"]]}
+    same_inputs(folder / "inputs.json", inputs, "this folder of pairs")
+    if earlier:
+        PosePairs(folder)  # whole, or it says what is missing
+        return []
+    write_json(folder / "dataset.json", card)
+    path = folder / "plan.parquet"
+    if not path.exists():
+        write_atomic(path, partial(_write_table, _plan_table(plan, shard_size)))
+    return list(dict.fromkeys(pq.read_table(path, columns=["shard"])["shard"].to_pylist()))
+
+# %% ../../nbs/pairs/03_dataset.ipynb #001b7dae
+_CARD = """---
+license: other
+size_categories: [{size}]
+tags: [human-pose, smpl-x, synthetic]
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+# {pairs} pictures of people and the poses they show
+
+Each row is one picture (lossless WebP), the SMPL-X pose it was painted from (`axis_angles`, 55 joints, radians; `betas`;
+`transl`, metres; +Y up, +X the subject's left, +Z out of the chest) and the place of the picture's frame in that space:
+framed = (point - `frame_center`) * `frame_scale` lies in [-0.5, 0.5], x to the picture's right, y up.
+
+- **Painted by**: {animator}. The people do not exist.
+- **Poses**: {sequences} sequences; plan: {plan}. Poses keep the licence of the motion that they come from.
+- **Splits**: {splits}. A sequence and a person belong to one split only.
+- **Checks**: `scores` holds what was measured of each picture against its label ({checked} of {pairs}); nothing was
+  thrown away. Choose limits and leave out what lies beyond.
+- **Known to fail**: no score sees depth; whoever is painted from behind with the right outline may pass.
+- **Rebuild**: the same version of drpose, the plan in `plan.parquet` (settings in `dataset.json`), the same animator.
+  `manifest.json` has the checksum of every file.
+"""
+
+
+def _finish(folder: Path, shards: list[str], animator: str) -> None:
+    "The card, then the manifest."
+    paths = [folder / "data" / f"{shard}.parquet" for shard in shards]
+    if (folder / "manifest.json").exists() or not shards:
+        return
+    planned = pq.read_table(folder / "plan.parquet", columns=["split", "sequence"]).to_pylist()
+    card, splits = read_json(folder / "dataset.json"), list(dict.fromkeys(row["split"] for row in planned))
+    checked = sum(len(read) - read["scores"].null_count for read in (pq.read_table(path, columns=["scores"])
+                                                                     for path in paths))
+    count = len(planned)
+    size = next((name for most, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if count < most),
+                "n>100K")
+    text = _CARD.format(
+        size=size, pairs=count, animator=animator, plan=json.dumps(card["plan"]), checked=checked,
+        files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
+        sequences=len({row["sequence"].removesuffix(" mirrored") for row in planned}),
+        splits=", ".join(f"{split} {sum(row['split'] == split for row in planned)}" for split in splits),
+    )  # fmt: skip
+    write_atomic(folder / "README.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    for left_over in folder.rglob(".*.partial"):
+        left_over.unlink(missing_ok=True)
+    write_json(folder / "manifest.json", {"pairs": count, "files": {
+        path.relative_to(folder).as_posix(): {"rows": pq.read_metadata(path).num_rows, "bytes": path.stat().st_size,
+                                              "sha256": _sha256(path)} for path in (folder / "plan.parquet", *paths)}})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+# %% ../../nbs/pairs/03_dataset.ipynb #e4852263
+_READ_IMAGE = "a whole PNG or WebP; build the folder again"
+
+
 def _pixels(content: bytes, source: str) -> Tensor:
-    picture = read_picture(source, "a whole PNG; build the folder again", ("PNG",), content=content)
+    picture = read_picture(source, _READ_IMAGE, ("PNG", "WEBP"), content=content)
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
@@ -125,79 +412,68 @@ def _check_columns(path: Path, table: pa.Table) -> None:
                              f"{most:.4g}{' or not positive' if name == 'frame_scale' else ''}, needed {unit}")
 
 
-def build_dataset(plan: Plan, folder: str | Path, animator: Animator | None = None, shard_size: int = 512) -> Path:
-    """Animate the plan into Parquet shards under `folder`; shards that exist are kept.
+class _Pictures:
+    "The encoded pictures of several shards, by group of rows, the last few groups kept."
 
-    ValueError if the folder was begun from another plan or by another animator, in settings or content, or while
-    another process builds in it. The card is written first, so that a killed build can only go on as it began."""
-    folder, animator = Path(folder), animator or load_animator("render")
-    card = {"pairs": len(plan.drawn), "shard_size": shard_size, "plan": plan.settings}
-    with alone(folder, "builds pairs"):
-        if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
-            raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another "
-                             "folder or delete it")
-        if not (folder / "inputs.json").exists() and any(folder.glob("pairs-*.parquet")):
-            raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what "
-                             "they were made from; choose another folder or delete it")
-        drawn = plan.drawn
-        same_inputs(folder / "inputs.json", {"poses": drawn.poses, "people": [drawn.people, drawn.sets],
-                                             "animator": [type(animator).__name__,
-                                                          animator if is_dataclass(animator) else None]},
-                    "this folder of pairs")
-        write_json(folder / "dataset.json", card)
-        for start in range(0, len(drawn), shard_size):
-            path = folder / f"pairs-{start:06d}.parquet"
-            if not path.exists():
-                write_atomic(path, partial(pq.write_table, _build_shard(drawn[start : start + shard_size], animator)))
-    return folder
+    def __init__(self, paths: list[Path]):
+        self.groups, self.kept, first = [], OrderedDict(), 0
+        for path in paths:
+            metadata = pq.read_metadata(path)
+            for group in range(metadata.num_row_groups):
+                self.groups.append((first, path, group))
+                first += metadata.row_group(group).num_rows
 
-# %% ../../nbs/pairs/03_dataset.ipynb #be717d05
-def _build_shard(drawn: PoseSet, animator: Animator) -> pa.Table:
-    rows: list[dict] = []
-    for start in range(0, len(drawn), 32):
-        part = drawn[start : start + 32]
-        images, framing = animator.animate(part.poses, part.people)
-        betas = (draw_crowd(animator.body_model, part.people).betas if isinstance(animator, RenderAnimator)
-                 else part.poses.betas)
-        for i in range(len(part)):
-            rows.append({
-                "image": _png(images[i]), "axis_angles": part.poses.axis_angles[i].flatten().tolist(),
-                "betas": betas[i].tolist(), "transl": part.poses.transl[i].tolist(),
-                "frame_center": framing.center[i].tolist(), "frame_scale": float(framing.scale[i]), "set": part.sets[i],
-                "person": part.people[i],
-            })  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    def __getitem__(self, index: int) -> bytes:
+        first, path, group = next(entry for entry in reversed(self.groups) if entry[0] <= index)
+        if first not in self.kept:
+            with reading(path, "a shard of image-pose pairs"):
+                column = pq.ParquetFile(path).read_row_group(group, columns=["image"])["image"].to_pylist()
+            self.kept[first] = [one["bytes"] if isinstance(one, dict) else one for one in column]
+            while len(self.kept) > 8:
+                self.kept.popitem(last=False)
+        return self.kept[first][index - first]
 
-# %% ../../nbs/pairs/03_dataset.ipynb #21793dbd
+# %% ../../nbs/pairs/03_dataset.ipynb #3beb5335
 class PosePairs(torch.utils.data.Dataset):
     """Image-pose pairs from the Parquet shards in a folder.
 
     An item is a dict: `image` (3, H, W) in [0, 1], `pose` (a `Pose` of one), `framing` (a `Framing` of one: where
     the picture's frame lies in the body's space), `set`, `person`."""
 
-    def __init__(self, folder: str | Path):
-        "Open `folder`; a missing, empty or damaged one raises one sentence."
+    def __init__(self, folder: str | Path, split: str | None = None):
+        "Open `folder`, or one split of it; a missing, empty or damaged one raises one sentence."
         self.folder = Path(folder)
         self.card = read_json(self.folder / "dataset.json", "the card that build_dataset wrote", kind=dict)
         paths = sorted(self.folder.glob("pairs-*.parquet"))
-        tables = []
+        paths += sorted(self.folder.glob("data/*.parquet"), key=lambda path: (not path.name.startswith("train"), path))
+        labels, tables = pa.schema(_LABELS), []
         for path in paths:
             try:
-                tables.append(pq.read_table(path, schema=_SCHEMA))
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+                known = pq.read_schema(path)
+                wanted = labels.append(known.field("scores")) if "scores" in known.names else labels
+                tables.append(pq.read_table(path, schema=wanted))
+                if known.field("image").type not in (pa.binary(), _IMAGE):
+                    raise pa.ArrowInvalid(f"its pictures are {known.field('image').type}")
+            except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError, OSError) as error:
                 raise ValueError(f"{path}: not a shard of image-pose pairs ({str(error).splitlines()[0]})") from None
             _check_columns(path, tables[-1])
-        self.table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
-        if len(self.table) != self.card.get("pairs"):
+        if sum(map(len, tables)) != self.card.get("pairs"):
             raise ValueError(f"{self.folder}: dataset.json promises {self.card.get('pairs')} pairs, the {len(paths)} "
-                             f"shards hold {len(self.table)}; build it again")
+                             f"shards hold {sum(map(len, tables))}; build it again")
+        chosen = [i for i, path in enumerate(paths) if split is None or path.name.startswith(f"{split}-")]
+        if split is not None and not chosen:
+            raise ValueError(f"{self.folder}: has no split {split!r}, needed one of "
+                             f"{', '.join(sorted({path.name.split('-')[0] for path in paths}))}")
+        self.table = pa.concat_tables([tables[i] for i in chosen]) if chosen else labels.empty_table()
+        self.pictures = _Pictures([paths[i] for i in chosen])
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> dict:
-        row = self.table.slice(range(len(self))[index], 1).to_pylist()[0]
-        image = _pixels(row["image"], f"{self.folder}, pair {range(len(self))[index]}")
+        index = range(len(self))[index]
+        row = self.table.slice(index, 1).to_pylist()[0]
+        image = _pixels(self.pictures[index], f"{self.folder}, pair {index}")
         pose = Pose(torch.tensor(row["axis_angles"]).reshape(1, 55, 3), torch.tensor([row["betas"]]),
                     torch.tensor([row["transl"]]))
         return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]),
@@ -207,3 +483,56 @@ class PosePairs(torch.utils.data.Dataset):
         "All poses as one batch, in order."
         columns = [torch.tensor(self.table[name].to_pylist()) for name in ("axis_angles", "betas", "transl")]
         return Pose(columns[0].reshape(-1, 55, 3), columns[1], columns[2])
+
+    def scores(self) -> dict[str, Tensor]:
+        "What the gates measured, (N,) for each name of `gates.GATES`; NaN where nothing was."
+        rows = self.table["scores"].to_pylist() if "scores" in self.table.column_names else [None] * len(self)
+        return {name: torch.tensor([math.nan if row is None or row[name] is None else row[name] for row in rows])
+                for name in GATES}
+
+# %% ../../nbs/pairs/03_dataset.ipynb #02fa57e0
+def verify_dataset(folder: str | Path) -> list[str]:
+    """What is wrong with a folder of pairs, one sentence each; nothing, if every file is there as the manifest says
+    and holds the rows that the plan asks for. FileNotFoundError for one that was not finished."""
+    folder, wrong = Path(folder), []
+    manifest = read_json(folder / "manifest.json", "the manifest that a finished build writes last", kind=dict)
+    for name, noted in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{path}: missing, needed {noted['rows']} rows")
+        elif _sha256(path) != noted["sha256"]:
+            wrong.append(f"{path}: its checksum is another than in manifest.json; delete it and build again")
+    wrong += [f"{path}: is not in manifest.json" for path in sorted(folder.glob("data/*.parquet"))
+              if path.relative_to(folder).as_posix() not in manifest["files"]]
+    if not wrong:
+        planned = pq.read_table(folder / "plan.parquet", columns=["shard", "pair_id"]).to_pylist()
+        for shard, rows in groupby(planned, key=lambda row: row["shard"]):
+            path = folder / "data" / f"{shard}.parquet"
+            if pq.read_table(path, columns=["pair_id"])["pair_id"].to_pylist() != [row["pair_id"] for row in rows]:
+                wrong.append(f"{path}: holds other pairs than the plan")
+    return wrong
+
+
+TILT_BINS = {"upright": (0, 45), "leaning": (45, 90), "below level": (90, 135), "upside down": (135, 181)}  # degrees
+
+
+def dataset_stats(folder: str | Path, limits: dict[str, float] | None = None,
+                  body_model: BodyModel | None = None) -> dict:
+    """How many pairs, bytes and people there are, what the gates measured (median, 1st and 99th percentile), and with
+    `limits` the share that passes, by gate and by the tilt of the trunk: filters love to delete exactly the acrobatic
+    poses."""
+    pairs, folder = PosePairs(folder), Path(folder)
+    tilt, scores = trunk_tilt(pairs.poses(), body_model).rad2deg(), pairs.scores()
+    stats = {"pairs": len(pairs), "people": len(set(pairs.table["person"].to_pylist())),
+             "bytes": sum(path.stat().st_size for path in folder.rglob("*.parquet")),
+             "tilt": {name: int(((low <= tilt) & (tilt < high)).sum()) for name, (low, high) in TILT_BINS.items()},
+             "scores": {name: [round(float(values[~values.isnan()].quantile(share)), 4) for share in (0.01, 0.5, 0.99)]
+                        for name, values in scores.items() if not values.isnan().all()}}  # fmt: skip
+    if limits:
+        failed = failed_gates(scores, limits)
+        passes = ~torch.stack(list(failed.values())).any(0)
+        stats |= {"limits": limits, "passes": round(float(passes.float().mean()), 4),
+                  "refused": {gate: int(which.sum()) for gate, which in failed.items()},
+                  "passes_by_tilt": {name: round(float(passes[(low <= tilt) & (tilt < high)].float().mean()), 4)
+                                     for name, (low, high) in TILT_BINS.items() if stats["tilt"][name]}}
+    return stats

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +25,8 @@ from .animators import Animator, RenderAnimator, painted_poses
 # %% auto #0
 __all__ = ['SIDE', 'GATES', 'FAULTS', 'Projection', 'project_labels', 'figure_mask', 'outline_scores', 'Detection',
            'JointDetector', 'EstimatorDetector', 'reprojection_scores', 'edge_width', 'part_colors', 'color_distance',
-           'Gate', 'check_pairs', 'reference_colors', 'calibrate_limits', 'failed_gates', 'plant_fault', 'is_fault']
+           'Gate', 'check_pairs', 'own_colors', 'reference_colors', 'calibrate_limits', 'failed_gates', 'plant_fault',
+           'is_fault']
 
 # %% ../../nbs/pairs/02_gates.ipynb #2e47ebc4
 SIDE = 128  # pixels at which outlines are compared, where the picture has more
@@ -118,15 +120,15 @@ class JointDetector(Protocol):
     def detect(self, images: Tensor) -> Detection: ...
 
 
+@dataclass
 class EstimatorDetector:
     "A `PoseEstimator` as a detector: its joints without their depths."
 
-    def __init__(self, estimator: PoseEstimator):
-        self.estimator = estimator.eval()
+    estimator: PoseEstimator
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> Detection:
-        found = self.estimator(images.to(self.estimator.dtype))
+        found = self.estimator.eval()(images.to(self.estimator.dtype))
         return Detection(found.joints[..., :2].float(), found.error[..., :2].float().mean(-1))
 
 
@@ -235,18 +237,30 @@ def check_pairs(
     return {name: scores[name] for name in GATES}
 
 
+def _mean_colors(colors: list[Tensor]) -> Tensor:
+    "Part colours (..., 14, 4) of several pictures, by area."
+    area = sum(one[..., 3:] for one in colors)
+    return torch.cat([sum(one[..., :3] * one[..., 3:] for one in colors) / area.clamp(min=1e-9), area], -1)
+
+
+def own_colors(images: Tensor, poses: Pose, framing: Framing, body_model: BodyModel) -> Tensor:
+    "Part colours (B, 14, 4), the same for all, of the one person that a clip's pictures should show: their mean."
+    small = _smaller(images)
+    colors = part_colors(small, project_labels(body_model, poses, framing, small.shape[-1]).parts)
+    return _mean_colors(list(colors)).expand_as(colors)
+
+
 def reference_colors(animator: Animator, people: list[int], body_model: BodyModel) -> Tensor:
     "Part colours (B, 14, 4) of people, from two pictures that `animator` paints of each: at rest, front and back."
-    total = 0.0
+    sides = []
     for turn in (0.0, math.pi):
         about = axis_angle_to_matrix(torch.tensor([[0.0, turn, 0.0]]).expand(len(people), 3))
         poses = Pose.rest(len(people)).rotated(about)
         images, framing = animator.animate(poses, people)
         small = _smaller(images)
         labels = painted_poses(animator, poses, people)
-        colors = part_colors(small, project_labels(body_model, labels, framing, small.shape[-1]).parts)
-        total = total + torch.cat([colors[..., :3] * colors[..., 3:], colors[..., 3:]], -1)
-    return torch.cat([total[..., :3] / total[..., 3:].clamp(min=1e-9), total[..., 3:]], -1)
+        sides.append(part_colors(small, project_labels(body_model, labels, framing, small.shape[-1]).parts))
+    return _mean_colors(sides)
 
 # %% ../../nbs/pairs/02_gates.ipynb #72ad9bcc
 def calibrate_limits(scores: dict[str, Tensor], share: float = 0.002) -> dict[str, float]:
