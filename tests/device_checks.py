@@ -41,7 +41,7 @@ from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint 
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
-from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, failed_gates, is_fault, plant_fault, project_labels, reference_colors
+from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, failed_gates, plant_fault, reference_colors
 from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
@@ -186,8 +186,8 @@ def gates(device, folder):
     labels = painted_poses(animator, drawn.poses, drawn.people)
     scores = check_pairs(images, labels, framing, body, detector, reference)
     failed = failed_gates(check_pairs(faulty, labels, framing, body, detector, reference), calibrate_limits(scores))
-    real = is_fault("mirrored", project_labels(body, labels, framing, 16).joints)
-    return {"scores": torch.stack(list(scores.values())), "failed": torch.stack(list(failed.values())).float(), "real": real.float(), "faulty": faulty}
+    again, real = check_renders(drawn, animator, detector, "mirrored")
+    return {"again": torch.stack(list(again.values())), "scores": torch.stack(list(scores.values())), "failed": torch.stack(list(failed.values())).float(), "real": real.float(), "faulty": faulty}
 
 
 REWARD = " + ".join(TERMS)

@@ -7,7 +7,7 @@ from project_files import ROOT
 from drpose.multiview.pose_estimator import PoseEstimator
 from drpose.pairs.animators import RenderAnimator, painted_poses
 from drpose.pairs.dataset import plan_dataset
-from drpose.pairs.gates import FAULTS, GATES, Detection, EstimatorDetector, calibrate_limits, check_pairs, edge_width, failed_gates, figure_mask, is_fault, outline_scores, plant_fault, project_labels, reference_colors, reprojection_scores
+from drpose.pairs.gates import FAULTS, GATES, Detection, EstimatorDetector, calibrate_limits, check_pairs, check_renders, edge_width, failed_gates, figure_mask, outline_scores, plant_fault, project_labels, reprojection_scores
 from drpose.people.bodies import load_body
 
 
@@ -21,32 +21,25 @@ def some(count, seed, body_model):
     return drawn[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
 
 
-def measured(drawn, animator, detector, fault_of=lambda number: None):
-    "Scores of pictures in batches of 20 whose faults are the batch's, and whether each is a fault at all."
-    kept, real = [], []
-    for start in range(0, len(drawn), 20):
-        part, fault = drawn[start : start + 20], fault_of(start // 20)
-        images, framing = animator.animate(part.poses, part.people)
-        labels = painted_poses(animator, part.poses, part.people)
-        images = plant_fault(fault, images, part, animator) if fault else images
-        kept.append(check_pairs(images, labels, framing, animator.body_model, detector, reference_colors(animator, part.people, animator.body_model)))
-        real.append(is_fault(fault or "", project_labels(animator.body_model, labels, framing, 32).joints))
-    return {name: torch.cat([scores[name] for scores in kept]) for name in GATES}, torch.cat(real)
+def with_faults(drawn, animator, detector, faults):
+    "Scores of pictures in batches of 20, one fault each, and whether each is a fault at all."
+    kept = [check_renders(drawn[start : start + 20], animator, detector, faults[start // 20 % len(faults)]) for start in range(0, len(drawn), 20)]
+    return {name: torch.cat([scores[name] for scores, _ in kept]) for name in GATES}, torch.cat([real for _, real in kept])
 
 
 @pytest.mark.parametrize(("size", "clean"), [(64, 400), (256, 160)])
 def test_planted_faults_are_refused_by_the_gate_that_should(size, clean, body_model):
     "200 faults, 20 to 40 of a kind, all but those of a person painted from behind; 200 clean pictures of the same people."
     animator, detector = RenderAnimator(body_model, size), EstimatorDetector(PoseEstimator.from_pretrained(ROOT / "nbs" / "results" / "next_estimator").float())
-    limits = calibrate_limits(measured(some(clean, 11, body_model), animator, detector)[0])
+    limits = calibrate_limits(check_renders(some(clean, 11, body_model), animator, detector)[0])
     drawn, faults = some(200, 12, body_model), [fault for fault in FAULTS if fault != "turned"]
-    failed = failed_gates(measured(drawn, animator, detector)[0], limits)
+    failed = failed_gates(check_renders(drawn, animator, detector)[0], limits)
     assert torch.stack(list(failed.values())).any(0).float().mean() <= 0.02, {name: int(which.sum()) for name, which in failed.items()}
-    scores, real = measured(drawn, animator, detector, lambda number: faults[number % len(faults)])
+    scores, real = with_faults(drawn, animator, detector, faults)
     failed = failed_gates(scores, limits)
     wanted = torch.cat([torch.stack([failed[gate][start : start + 20] for gate in FAULTS[faults[start // 20 % len(faults)]]]).any(0) for start in range(0, 200, 20)])
     assert real.sum() > 150 and wanted[real].float().mean() >= 0.95, [(faults[start // 20 % len(faults)], float(wanted[start : start + 20].float().mean())) for start in range(0, 200, 20)]
-    scores, _ = measured(drawn[:40], animator, detector, lambda number: "turned")
+    scores, _ = check_renders(drawn[slice(40)], animator, detector, "turned")
     assert torch.stack([failed_gates(scores, limits)[gate] for gate in FAULTS["turned"]]).any(0).float().mean() >= 0.7
 
 

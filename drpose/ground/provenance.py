@@ -111,7 +111,8 @@ def alone(folder: str | Path, work: str, part: str = "", wait: float = 0.0) -> I
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise ValueError(f"{folder}: another process {work} in this folder{f' ({part})' if part else ''}; wait until it "
+        raise ValueError(f"{folder}: another process {work} in this folder{f' ({part})' if part else ''}; wait until "
+                         "it "
                          "has ended or choose another folder") from None
     try:
         for half_written in list(folder.rglob(f".{part}.*.partial" if part else ".*.partial")):

@@ -20,7 +20,7 @@ __all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'painted_poses', 'load_ani
 # %% ../../nbs/pairs/01_animators.ipynb #b17e8840
 class Animator(Protocol):
     """Turns poses into pictures of one person: `animate(poses, person)` gives images (T, 3, H, W) in [0, 1] and the
-    `Framing` of each."""
+    `Framing` of each. One with an attribute `takes_seed = True` is given `seed=` as well, the same for a whole clip."""
 
     def animate(self, poses: Pose, person: int | list[int]) -> tuple[Tensor, Framing]: ...
 

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..ground.seeding import address_number
 from ..ground.files import read_json, read_picture, reading, write_atomic, write_json
 from ..ground.provenance import alone, digest_of, same_inputs
-from ..ground.seeding import address_number
 from ..ground.workers import run_tasks
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose, axis_angle_to_matrix, load_body
 from ..people.clips import Clip
@@ -112,7 +112,8 @@ def plan_clips(
         poses += [clip.poses, clip.poses.mirrored()]
         places += [(name, mirrored, frame) for mirrored in (False, True) for frame in range(len(clip))]
     if anchors < 1 or length < 1 or not 0 <= test_share < 1 or len(places) < anchors:
-        raise ValueError(f"anchors = {anchors}, length = {length}, test_share = {test_share}: needed at least 1 of both "
+        raise ValueError(f"anchors = {anchors}, length = {length}, test_share = {test_share}: needed at least 1 of "
+                         "both "
                          f"and a share in [0, 1), and the motion has {len(places)} frames in sequences that are long "
                          "enough, counting mirror images")
     pool = Pose.cat(poses)
@@ -144,7 +145,8 @@ def _render_part(drawn: PoseSet, body_model: BodyModel, image_size: int) -> tupl
         poses = painted_poses(animator, part.poses, part.people)
         photos.append((images.clamp(0, 1) * 255).round().byte())
         joints.append(framing.apply(body_model.joints(poses)[:, list(SKELETON_JOINTS)]))
-    return torch.cat(photos).cpu().numpy(), torch.cat(joints).cpu().numpy()  # arrays are copied, tensors would share files
+    # arrays are copied, tensors would share files
+    return torch.cat(photos).cpu().numpy(), torch.cat(joints).cpu().numpy()
 
 
 def render_photos(plan: Plan, body_model: BodyModel, workers: int = 1, image_size: int = 64) -> tuple[Tensor, Tensor]:
@@ -303,15 +305,18 @@ def _begin(plan: Plan, folder: Path, animator: Animator, shard_size: int, checks
     "Freeze the plan, or see that it is the same; the names of its shards. None for a folder of an earlier version."
     card = {"pairs": len(plan.drawn), "shard_size": shard_size, "plan": plan.settings}
     if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
-        raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another folder or "
+        raise ValueError(f"{folder / 'dataset.json'}: this folder was built from another plan; choose another folder "
+                         "or "
                          "delete it")
     earlier, shards = any(folder.glob("pairs-*.parquet")), any(folder.glob("data/*.parquet"))
     if not (folder / "inputs.json").exists() and (earlier or shards):
-        raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what they were "
+        raise ValueError(f"{folder / 'inputs.json'}: missing beside shards of pairs, so that nobody knows what they "
+                         "were "
                          "made from; choose another folder or delete it")
     painters = {name: [type(one).__name__, one if is_dataclass(one) else None]
                 for name, one in (("animator", animator), ("detector", detector))}
-    inputs = {"poses": plan.drawn.poses, "people": [plan.drawn.people, plan.drawn.sets], "animator": painters["animator"]}
+    inputs = {"poses": plan.drawn.poses, "people": [plan.drawn.people, plan.drawn.sets],
+              "animator": painters["animator"]}
     if not earlier:
         inputs |= {"places": [plan.sequences, plan.frames, plan.clips, plan.splits],
                    "checks": [checks, painters["detector"]]}
@@ -337,9 +342,9 @@ configs:
 ---
 # {pairs} pictures of people and the poses they show
 
-Each row is one picture (lossless WebP), the SMPL-X pose it was painted from (`axis_angles`, 55 joints, radians; `betas`;
-`transl`, metres; +Y up, +X the subject's left, +Z out of the chest) and the place of the picture's frame in that space:
-framed = (point - `frame_center`) * `frame_scale` lies in [-0.5, 0.5], x to the picture's right, y up.
+Each row is one picture (lossless WebP), the SMPL-X pose it was painted from (`axis_angles`, 55 joints, radians;
+`betas`; `transl`, metres; +Y up, +X the subject's left, +Z out of the chest) and the place of the picture's frame in
+that space: framed = (point - `frame_center`) * `frame_scale` lies in [-0.5, 0.5], x to the picture's right, y up.
 
 - **Painted by**: {animator}. The people do not exist.
 - **Poses**: {sequences} sequences; plan: {plan}. Poses keep the licence of the motion that they come from.

@@ -26,7 +26,7 @@ from .animators import Animator, RenderAnimator, painted_poses
 __all__ = ['SIDE', 'GATES', 'FAULTS', 'Projection', 'project_labels', 'figure_mask', 'outline_scores', 'Detection',
            'JointDetector', 'EstimatorDetector', 'reprojection_scores', 'edge_width', 'part_colors', 'color_distance',
            'Gate', 'check_pairs', 'own_colors', 'reference_colors', 'calibrate_limits', 'failed_gates', 'plant_fault',
-           'is_fault']
+           'is_fault', 'check_renders']
 
 # %% ../../nbs/pairs/02_gates.ipynb #2e47ebc4
 SIDE = 128  # pixels at which outlines are compared, where the picture has more
@@ -327,3 +327,22 @@ def is_fault(fault: str, joints: Tensor) -> Tensor:
                else joints.roll(1, 0))
     limbs, trunk = list(_LEFT + _RIGHT), (joints[:, 12] - joints[:, 0]).norm(dim=-1)
     return (painted - joints)[:, limbs, :2].norm(dim=-1).mean(1) > 0.2 * trunk
+
+
+def check_renders(drawn: PoseSet, animator: RenderAnimator, detector: JointDetector | None = None,
+                  fault: str | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    """What the gates measure of rendered people, clean or with a fault planted, and whether each is one: scores (N,)
+    and (N,) bool. Draw people in an order in which neighbours differ: some faults take the next one's pose or
+    clothes."""
+    scores, real = [], []
+    for start in range(0, len(drawn), 20):
+        part = drawn[start : start + 20]
+        images, framing = animator.animate(part.poses, part.people)
+        labels = painted_poses(animator, part.poses, part.people)
+        joints = project_labels(animator.body_model, labels, framing, 16).joints
+        images = plant_fault(fault, images, part, animator) if fault else images
+        reference = reference_colors(animator, part.people, animator.body_model)
+        scores.append(check_pairs(images, labels, framing, animator.body_model, detector, reference))
+        real.append(is_fault(fault, joints) if fault else torch.zeros(len(part), dtype=torch.bool,
+                device=joints.device))
+    return {name: torch.cat([batch[name] for batch in scores]) for name in GATES}, torch.cat(real)
