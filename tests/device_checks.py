@@ -38,11 +38,12 @@ from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photogr
 from drpose.pairs.animators import RenderAnimator, painted_poses  # noqa: E402
 from drpose.people.bodies import Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
+from drpose.people.clips import embedded_clips
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
 from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, failed_gates, plant_fault, reference_colors
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
+from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
 from drpose.posttraining.validation import pair_benchmark  # noqa: E402
@@ -172,7 +173,9 @@ def sets(device, folder):
     latents = encode_set(vae, reframe(rendered, seeds(), 0.5))
     build_dataset(plan_dataset(4, candidates=2, body_model=body), folder / "pairs", RenderAnimator(body))
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
-    return {"images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
+    clips = build_dataset(plan_clips(embedded_clips(), 2, 3, body_model=body), folder / "clips", RenderAnimator(body, 32), checks=True)
+    stats = dataset_stats(clips, body_model=body)
+    return {"measured": torch.tensor(list(stats["scores"].values())), "images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
             "photos": photos.float() / 255, "joints in photos": joints}
 
 

@@ -215,10 +215,10 @@ def _plan_table(plan: Plan, shard_size: int) -> pa.Table:
                                  for row in shard], schema=_PLAN_SCHEMA)
 
 # %% ../../nbs/pairs/03_dataset.ipynb #60a26a6e
-def _webp(image: Tensor) -> bytes:
+def _png(image: Tensor) -> bytes:
     "A picture (3, H, H) of eight bits."
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "WEBP", lossless=True, quality=30, method=2)
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -248,7 +248,7 @@ def _paint(rows: list[dict], animator: Animator, checks: bool, detector: JointDe
         reference = own_colors(seen, poses, framing, body_model) if same else None
         scores = check_pairs(seen, poses, framing, body_model, detector, reference)
     return [{name: row[name] for name, _ in _PLANNED + _LABELS[5:]}
-            | {"image": {"bytes": _webp(images[i]), "path": f"{row['pair_id']}.webp"},
+            | {"image": {"bytes": _png(images[i]), "path": f"{row['pair_id']}.png"},
                "axis_angles": row["axis_angles"], "transl": row["transl"], "betas": poses.betas[i].tolist(),
                "frame_center": framing.center[i].tolist(), "frame_scale": float(framing.scale[i]),
                "scores": {name: None if values[i].isnan() else float(values[i]) for name, values in scores.items()}
@@ -342,7 +342,7 @@ configs:
 ---
 # {pairs} pictures of people and the poses they show
 
-Each row is one picture (lossless WebP), the SMPL-X pose it was painted from (`axis_angles`, 55 joints, radians;
+Each row is one picture (PNG), the SMPL-X pose it was painted from (`axis_angles`, 55 joints, radians;
 `betas`; `transl`, metres; +Y up, +X the subject's left, +Z out of the chest) and the place of the picture's frame in
 that space: framed = (point - `frame_center`) * `frame_scale` lies in [-0.5, 0.5], x to the picture's right, y up.
 
@@ -388,11 +388,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/pairs/03_dataset.ipynb #e4852263
-_READ_IMAGE = "a whole PNG or WebP; build the folder again"
-
-
 def _pixels(content: bytes, source: str) -> Tensor:
-    picture = read_picture(source, _READ_IMAGE, ("PNG", "WEBP"), content=content)
+    picture = read_picture(source, "a whole PNG; build the folder again", ("PNG",), content=content)
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 

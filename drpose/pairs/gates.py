@@ -161,7 +161,8 @@ def _gradient_energy(images: Tensor, near: Tensor) -> Tensor:
 
 def edge_width(images: Tensor, near: Tensor) -> Tensor:
     "`blur` (B,): the width of edges in pictures (B, 3, H, W), pixels, from gradients where `near` (B, H, W) is 1."
-    before, after = _gradient_energy(images, near), _gradient_energy(_blurred(images, 1.0), near)
+    gray = images.mean(1, keepdim=True)
+    before, after = _gradient_energy(gray, near), _gradient_energy(_blurred(gray, 1.0), near)
     ratio = torch.where(before > 1e-6, after / before.clamp(min=1e-6), 1.0).clamp(max=0.9999)
     return ratio / (1 - ratio.square()).sqrt()
 
