@@ -36,13 +36,15 @@ import drpose  # noqa: E402
 from drpose.evaluation import metrics  # noqa: E402
 from drpose.people import pose_space  # noqa: E402
 from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
-from drpose.pairs.animators import RenderAnimator  # noqa: E402
+from drpose.pairs.animators import RenderAnimator, painted_poses  # noqa: E402
 from drpose.people.bodies import Body, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
+from drpose.people.clips import embedded_clips
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
+from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, failed_gates, plant_fault, reference_colors
+from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
 from drpose.evaluation.mesh_protocols import body_errors  # noqa: E402
@@ -52,7 +54,7 @@ from drpose.posttraining.launching import PostTrainSources, launch  # noqa: E402
 from drpose.evaluation.metrics import masks_from_normals  # noqa: E402
 from drpose.people.motion import upright_share  # noqa: E402
 from drpose.multiview.unet import adapters_off, add_skeleton_input, load_lora, merged, save_lora, without_adapters
-from drpose.multiview.pose_estimator import laplace_loss, mirror, turn
+from drpose.multiview.pose_estimator import PoseEstimator, laplace_loss, mirror, turn
 from drpose.multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, on_white, pil_images  # noqa: E402
 from drpose.reward.skeleton_predictor import PoseScore, SkeletonPredictor, read_joints  # noqa: E402
 from drpose.people.pose_space import limit_violation, self_collision  # noqa: E402
@@ -227,8 +229,24 @@ def sets(device, folder):
     latents = encode_set(vae, reframe(rendered, seeds(), 0.5))
     build_dataset(plan_dataset(4, candidates=2, body_model=body), folder / "pairs", RenderAnimator(body))
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
-    return {"images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
+    clips = build_dataset(plan_clips(embedded_clips(), 2, 3, body_model=body), folder / "clips", RenderAnimator(body, 32), checks=True)
+    stats = dataset_stats(clips, body_model=body)
+    return {"measured": torch.tensor(list(stats["scores"].values())), "images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
             "photos": photos.float() / 255, "joints in photos": joints}
+
+
+@check("pictures against their labels")
+def gates(device, folder):
+    torch.manual_seed(0)
+    body, drawn = load_body().to(device), draw_set("pool", 3, 1, load_body())
+    animator, detector = RenderAnimator(body, 32), EstimatorDetector(PoseEstimator(16, (8, 8), 1, 8).to(device))
+    images, framing = animator.animate(drawn.poses, drawn.people)
+    reference, faulty = reference_colors(animator, drawn.people, body), plant_fault("cropped", images, drawn, animator)
+    labels = painted_poses(animator, drawn.poses, drawn.people)
+    scores = check_pairs(images, labels, framing, body, detector, reference)
+    failed = failed_gates(check_pairs(faulty, labels, framing, body, detector, reference), calibrate_limits(scores))
+    again, real = check_renders(drawn, animator, detector, "mirrored")
+    return {"again": torch.stack(list(again.values())), "scores": torch.stack(list(scores.values())), "failed": torch.stack(list(failed.values())).float(), "real": real.float(), "faulty": faulty}
 
 
 REWARD = " + ".join(TERMS)

@@ -126,7 +126,7 @@ def built(tmp_path_factory, body_model):
 def test_pairs_round_trip(built, body_model):
     plan, folder = built
     pairs = PosePairs(folder)
-    assert len(pairs) == 10 and len(list(folder.glob("*.parquet"))) == 3
+    assert len(pairs) == 10 and len(list(folder.glob("data/*.parquet"))) == 3
     item = pairs[5]
     torch.testing.assert_close(item["pose"].axis_angles[0], plan.drawn.poses.axis_angles[5])
     joints = item["framing"].apply(body_model.joints(item["pose"])[:, :22])
@@ -139,10 +139,10 @@ def test_pairs_round_trip(built, body_model):
 def test_building_resumes_by_shard(built, body_model, tmp_path):
     plan, folder = built
     shutil.copytree(folder, tmp_path / "copy")
-    lost = sorted((tmp_path / "copy").glob("*.parquet"))[1]
+    lost = sorted((tmp_path / "copy").glob("data/*.parquet"))[1]
     whole = lost.read_bytes()
     lost.unlink()
-    untouched = sorted((tmp_path / "copy").glob("*.parquet"))[0]
+    untouched = sorted((tmp_path / "copy").glob("data/*.parquet"))[0]
     stamp = untouched.stat().st_mtime_ns
     build_dataset(plan, tmp_path / "copy", load_animator("render", body_model), shard_size=4)
     assert lost.read_bytes() == whole and untouched.stat().st_mtime_ns == stamp
@@ -153,8 +153,8 @@ def test_building_resumes_by_shard(built, body_model, tmp_path):
     [
         (lambda folder: (folder / "dataset.json").unlink(), FileNotFoundError, "dataset.json: no such file"),
         (lambda folder: (folder / "dataset.json").write_text("{"), ValueError, "dataset.json: not valid JSON"),
-        (lambda folder: sorted(folder.glob("*.parquet"))[0].unlink(), ValueError, "promises 10 pairs, the 2 shards hold 6"),
-        (lambda folder: sorted(folder.glob("*.parquet"))[0].write_bytes(b"PAR1 torn"), ValueError, "pairs-000000.parquet: not a shard"),
+        (lambda folder: sorted(folder.glob("data/*.parquet"))[0].unlink(), ValueError, "promises 10 pairs, the 2 shards hold 6"),
+        (lambda folder: sorted(folder.glob("data/*.parquet"))[0].write_bytes(b"PAR1 torn"), ValueError, "train-00000-of-00003.parquet: not a shard"),
         (lambda folder: write_json(folder / "dataset.json", {"pairs": 11}), ValueError, "promises 11 pairs"),
     ],
 )
@@ -254,8 +254,8 @@ def test_pairs_know_what_they_were_made_from(tmp_path, body_model):
     "The same settings, but other poses or another painter; a build that was killed goes on only as it began."
     plan, animator = small_plan(body_model), load_animator("render", body_model)
     build_dataset(plan, tmp_path / "pairs", animator, shard_size=2)
-    before = (tmp_path / "pairs" / "pairs-000002.parquet").read_bytes()
-    (tmp_path / "pairs" / "pairs-000002.parquet").unlink()
+    before = (tmp_path / "pairs" / "data" / "train-00001-of-00002.parquet").read_bytes()
+    (tmp_path / "pairs" / "data" / "train-00001-of-00002.parquet").unlink()
     other = small_plan(body_model)
     other.drawn.poses.transl[0, 0] += 0.5
     with pytest.raises(ValueError, match="this folder of pairs was made from other inputs: poses"):
@@ -264,26 +264,27 @@ def test_pairs_know_what_they_were_made_from(tmp_path, body_model):
         build_dataset(plan, tmp_path / "pairs", load_animator("render", body_model, image_size=32), shard_size=2)
     with pytest.raises(ValueError, match="built from another plan"):
         build_dataset(plan_dataset(6, 9, "random", body_model=body_model), tmp_path / "pairs", animator, shard_size=2)
-    assert not (tmp_path / "pairs" / "pairs-000002.parquet").exists(), "a refusal writes nothing"
+    assert not (tmp_path / "pairs" / "data" / "train-00001-of-00002.parquet").exists(), "a refusal writes nothing"
     build_dataset(plan, tmp_path / "pairs", animator, shard_size=2)
-    assert (tmp_path / "pairs" / "pairs-000002.parquet").read_bytes() == before
+    assert (tmp_path / "pairs" / "data" / "train-00001-of-00002.parquet").read_bytes() == before
     (tmp_path / "pairs" / "inputs.json").unlink()
     with pytest.raises(ValueError, match="missing beside shards of pairs"):
         build_dataset(plan, tmp_path / "pairs", animator, shard_size=2)
 
 
 def test_a_second_process_does_not_build_in_the_folder(tmp_path, body_model):
-    with alone(tmp_path, "builds pairs"), pytest.raises(ValueError, match="another process builds pairs in this folder"):
+    with alone(tmp_path / "data", "builds pairs", "train-00000-of-00001"), pytest.raises(ValueError, match=r"another process builds pairs in this folder \(train-00000-of-00001\)"):
         build_dataset(small_plan(body_model), tmp_path, load_animator("render", body_model))
-    (tmp_path / ".pairs-000000.parquet.abc.partial").write_bytes(b"left by a kill")
+    (tmp_path / "data" / ".train-00000-of-00001.parquet.abc.partial").write_bytes(b"left by a kill")
+    (tmp_path / ".dataset.json.abc.partial").write_bytes(b"left by a kill")
     build_dataset(small_plan(body_model), tmp_path, load_animator("render", body_model))
-    assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.rglob(".*.partial"))
 
 
-@pytest.mark.parametrize(("column", "value", "sentence"), [("betas", [float("nan")] * 10, "column 'betas'"), ("axis_angles", [90.0] * 165, "look like degrees"), ("frame_scale", 0.0, "column 'frame_scale'"), ("transl", [float("inf")] * 3, "column 'transl'"), ("image", b"%!PS-Adobe-3.0 EPSF-3.0\n", "pair 0: cannot be read as a whole PNG")])
+@pytest.mark.parametrize(("column", "value", "sentence"), [("betas", [float("nan")] * 10, "column 'betas'"), ("axis_angles", [90.0] * 165, "look like degrees"), ("frame_scale", 0.0, "column 'frame_scale'"), ("transl", [float("inf")] * 3, "column 'transl'"), ("image", {"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n", "path": None}, "pair 0: cannot be read as a whole PNG")])
 def test_wrong_values_in_pairs(column, value, sentence, built, tmp_path):
     shutil.copytree(built[1], tmp_path / "copy")
-    path = sorted((tmp_path / "copy").glob("*.parquet"))[0]
+    path = sorted((tmp_path / "copy").glob("data/*.parquet"))[0]
     table = pq.read_table(path)
     rows = table.to_pylist()
     rows[0][column] = value

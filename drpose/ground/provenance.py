@@ -99,19 +99,23 @@ def same_inputs(path: str | Path, inputs: Mapping[str, Any], result: str,
 
 # %% ../../nbs/ground/03_provenance.ipynb #8ac4e98c
 @contextmanager
-def alone(folder: str | Path, work: str) -> Iterator[None]:
+def alone(folder: str | Path, work: str, part: str = "", wait: float = 0.0) -> Iterator[None]:
     """While it lasts, no other process does `work` (such as "trains") in `folder`, which is made if need be;
-    half-written files of killed ones are removed first. ValueError in one sentence if another is at it."""
+    half-written files of killed ones are removed first. ValueError in one sentence if another is at it, after `wait`
+    seconds.
+
+    With a `part`, the stem of one file in the folder, only that file is meant: others may be written meanwhile."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / (f".{part}.lock" if part else ".lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
-        raise ValueError(f"{folder}: another process {work} in this folder; wait until it has ended or choose another "
-                         "folder") from None
+        raise ValueError(f"{folder}: another process {work} in this folder{f' ({part})' if part else ''}; wait until "
+                         "it "
+                         "has ended or choose another folder") from None
     try:
-        for half_written in list(folder.rglob(".*.partial")):
+        for half_written in list(folder.rglob(f".{part}.*.partial" if part else ".*.partial")):
             shutil.rmtree(half_written) if half_written.is_dir() else half_written.unlink(missing_ok=True)
         yield
     finally:

@@ -15,12 +15,12 @@ from ..pictures.cameras import Framing, ViewRig
 from ..pictures.dressed_people import draw_crowd, photograph
 
 # %% auto #0
-__all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'load_animator']
+__all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'painted_poses', 'load_animator']
 
 # %% ../../nbs/pairs/01_animators.ipynb #b17e8840
 class Animator(Protocol):
     """Turns poses into pictures of one person: `animate(poses, person)` gives images (T, 3, H, W) in [0, 1] and the
-    `Framing` of each."""
+    `Framing` of each. One with an attribute `takes_seed = True` is given `seed=` as well, the same for a whole clip."""
 
     def animate(self, poses: Pose, person: int | list[int]) -> tuple[Tensor, Framing]: ...
 
@@ -42,6 +42,13 @@ class RenderAnimator:
 
 
 ANIMATORS = {"render": RenderAnimator}
+
+
+def painted_poses(animator: Animator, poses: Pose, people: list[int]) -> Pose:
+    "The poses with the betas that `animator` paints: the renderer's people have their own, others paint the poses'."
+    if not isinstance(animator, RenderAnimator):
+        return poses
+    return poses.with_betas(draw_crowd(animator.body_model, people).betas)
 
 
 def load_animator(name: str = "render", body_model: BodyModel | None = None, **options) -> Animator:

@@ -1,0 +1,193 @@
+"""Folders of image-pose pairs: built by one process or three, killed at any time, the same bytes; opened by `datasets`; read whichever version wrote them."""
+
+import io
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from drpose.ground.files import write_json
+from drpose.ground.provenance import alone
+from drpose.pairs.animators import load_animator
+from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, verify_dataset
+from drpose.pairs.gates import calibrate_limits
+from drpose.people.bodies import load_body
+from drpose.people.clips import embedded_clips
+
+
+@pytest.fixture(scope="module")
+def body_model():
+    return load_body()
+
+
+@pytest.fixture(scope="module")
+def plan(body_model):
+    clips = {name: clip for name, clip in embedded_clips().items() if clip.kind == "dynamic"}
+    return plan_clips(clips, 9, 3, seed=1, test_share=0.3, body_model=body_model)
+
+
+def build(plan, folder, body_model, **options):
+    return build_dataset(plan, folder, load_animator("render", body_model, image_size=32), shard_size=6, checks=True, **options)
+
+
+@pytest.fixture(scope="module")
+def built(plan, body_model, tmp_path_factory):
+    return build(plan, tmp_path_factory.mktemp("built") / "pairs", body_model)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")}
+
+
+def in_a_fork(work) -> int:
+    "The number of a new process that does `work`; it ends with 0 if nothing is raised."
+    number = os.fork()
+    if number == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return number
+
+
+def test_killed_ten_times_it_ends_in_the_same_bytes(plan, built, body_model, tmp_path):
+    "kill -9 at random; the eleventh process finishes."
+    draw, killed = random.Random(0), 0
+    for _ in range(10):
+        number = in_a_fork(lambda: build(plan, tmp_path / "pairs", body_model))
+        time.sleep(draw.uniform(0.02, 0.5))
+        os.kill(number, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(number, 0)[1])
+    build(plan, tmp_path / "pairs", body_model)
+    assert killed >= 3 and content(tmp_path / "pairs") == content(built) and not list((tmp_path / "pairs").rglob(".*.partial"))
+
+
+def test_three_ranks_at_once_write_the_same_bytes(plan, built, body_model, tmp_path):
+    numbers = [in_a_fork(lambda rank=rank: build(plan, tmp_path / "pairs", body_model, rank=rank, ranks=3)) for rank in range(3)]
+    assert [os.waitpid(number, 0)[1] for number in numbers] == [0, 0, 0]
+    assert content(tmp_path / "pairs") == content(built)
+
+
+def test_one_rank_alone_leaves_the_others_theirs(plan, body_model, tmp_path):
+    folder = build(plan, tmp_path, body_model, rank=1, ranks=3)
+    shards = sorted(set(pq.read_table(folder / "plan.parquet")["shard"].to_pylist()), key=lambda name: (not name.startswith("train"), name))
+    assert sorted(path.stem for path in folder.glob("data/*.parquet")) == sorted(shards[1::3]) and not (folder / "manifest.json").exists()
+    with pytest.raises(FileNotFoundError, match="manifest.json: no such file"):
+        verify_dataset(folder)
+    with pytest.raises(ValueError, match="rank = 3, ranks = 3"):
+        build(plan, tmp_path, body_model, rank=3, ranks=3)
+
+
+def test_a_second_build_of_the_same_shard_is_refused(plan, body_model, tmp_path):
+    first = sorted(path.stem for path in build(plan, tmp_path / "whole", body_model).glob("data/train-*"))[0]
+    with alone(tmp_path / "pairs" / "data", "builds pairs", first), pytest.raises(ValueError, match=f"another process builds pairs in this folder \\({first}\\); wait"):
+        build(plan, tmp_path / "pairs", body_model)
+
+
+def test_splits_share_neither_sequence_nor_person(plan, built):
+    rows = pq.read_table(built / "plan.parquet").to_pylist()
+    for column in (lambda row: row["sequence"].removesuffix(" mirrored"), lambda row: row["person"], lambda row: row["clip_id"]):
+        train, test = ({column(row) for row in rows if row["split"] == split} for split in ("train", "test"))
+        assert train and test and not train & test
+    assert len({row["pair_id"] for row in rows}) == 27 and len({row["seed"] for row in rows}) == 9
+    assert len(PosePairs(built, "train")) + len(PosePairs(built, "test")) == len(PosePairs(built)) == 27
+    with pytest.raises(ValueError, match="has no split 'val', needed one of test, train"):
+        PosePairs(built, "val")
+
+
+def test_ids_do_not_depend_on_the_company(plan, built, body_model, tmp_path):
+    "A clip keeps its ids and seed in a smaller plan."
+    from dataclasses import replace
+
+    few = replace(plan, drawn=plan.drawn[3:6], sequences=plan.sequences[3:6], frames=plan.frames[3:6], clips=[0] * 3, splits=plan.splits[3:6])
+    small = pq.read_table(build(few, tmp_path, body_model) / "plan.parquet").to_pylist()
+    whole = {row["pair_id"]: row for row in pq.read_table(built / "plan.parquet").to_pylist()}
+    assert all(whole[row["pair_id"]]["seed"] == row["seed"] and whole[row["pair_id"]]["clip_id"] == row["clip_id"] for row in small)
+
+
+def test_neighbours_lie_apart(plan, body_model):
+    from drpose.people.selection import pose_features
+
+    steps = pose_features(plan.drawn.poses, body_model).unflatten(0, (9, 3)).diff(dim=1).norm(dim=-1)
+    assert steps.median() > 0.05 and all(plan.frames[3 * i] < plan.frames[3 * i + 1] < plan.frames[3 * i + 2] for i in range(9))
+    with pytest.raises(ValueError, match="the motion has 0 frames in sequences that are long enough"):
+        plan_clips({}, 1, body_model=body_model)
+
+
+def test_what_was_built_can_be_verified_and_counted(built, body_model, tmp_path):
+    import shutil
+
+    shutil.copytree(built, tmp_path / "copy")
+    assert verify_dataset(tmp_path / "copy") == []
+    pairs = PosePairs(built)
+    assert all(not values.isnan().any() for name, values in pairs.scores().items() if name not in ("reprojection", "swap"))
+    stats = dataset_stats(built, calibrate_limits(pairs.scores()), body_model)
+    assert stats["pairs"] == 27 and stats["people"] == 9 and sum(stats["tilt"].values()) == 27 and stats["passes"] == 1.0
+    strict = dataset_stats(built, {"overlap": stats["scores"]["overlap"][1]}, body_model)
+    assert 0.3 < strict["passes"] < 0.7 and strict["refused"]["silhouette"] == 27 - round(27 * strict["passes"])
+    first, second = sorted((tmp_path / "copy" / "data").glob("*.parquet"))[:2]
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1] + b"x")
+    wrong = verify_dataset(tmp_path / "copy")
+    assert len(wrong) == 2 and f"{first}: missing" in wrong[0] + wrong[1] and "its checksum is another" in wrong[0] + wrong[1]
+
+
+def test_the_shards_say_how_datasets_shows_them(built):
+    "The library itself is asked where it is installed."
+    path = next(built.glob("data/train-*.parquet"))
+    features = json.loads(pq.read_schema(path).metadata[b"huggingface"])["info"]["features"]
+    assert features["image"] == {"_type": "Image"} and features["axis_angles"]["length"] == 165 and set(features) == set(pq.read_schema(path).names)
+    assert "path: data/train-*.parquet" in (built / "README.md").read_text()
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset(str(built), split="train")
+    assert isinstance(loaded[0]["image"], Image.Image) and loaded[0]["image"].size == (32, 32) and len(loaded) == len(PosePairs(built, "train"))
+    assert np.array_equal(np.array(loaded[0]["image"]), (PosePairs(built, "train")[0]["image"] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_folders_of_the_version_before_are_read_and_left_alone(body_model, tmp_path):
+    "PNG bytes in pairs-000000.parquet, as they were written until now."
+    plan, names = plan_dataset(4, 3, "random", body_model=body_model), ("axis_angles", "betas", "transl")
+    new = PosePairs(build_dataset(plan, tmp_path / "new", load_animator("render", body_model, image_size=32)))
+    schema = pa.schema([("image", pa.binary())] + [(field.name, field.type) for field in new.table.schema if field.name != "scores"])
+    rows = []
+    for i, row in enumerate(new.table.drop_columns(["scores"]).to_pylist()):
+        png = io.BytesIO()
+        Image.fromarray((new[i]["image"] * 255).round().byte().permute(1, 2, 0).numpy()).save(png, "PNG")
+        rows.append(row | {"image": png.getvalue()})
+    (tmp_path / "old").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows[:2], schema=schema), tmp_path / "old" / "pairs-000000.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[2:], schema=schema), tmp_path / "old" / "pairs-000002.parquet")
+    write_json(tmp_path / "old" / "dataset.json", json.loads((tmp_path / "new" / "dataset.json").read_text()))
+    write_json(tmp_path / "old" / "inputs.json", {name: digest for name, digest in json.loads((tmp_path / "new" / "inputs.json").read_text()).items() if name in ("poses", "people", "animator")})
+    old, before = PosePairs(tmp_path / "old"), content(tmp_path / "old")
+    for i in range(4):
+        assert torch.equal(old[i]["image"], new[i]["image"]) and all(torch.equal(getattr(old[i]["pose"], name), getattr(new[i]["pose"], name)) for name in names)
+    build_dataset(plan, tmp_path / "old", load_animator("render", body_model, image_size=32))
+    assert content(tmp_path / "old") == before and all(values.isnan().all() for values in old.scores().values())
+
+
+def test_an_animator_may_take_the_clips_seed(plan, body_model, tmp_path):
+    class Seeded:
+        takes_seed = True
+
+        def __init__(self):
+            self.calls = []
+
+        def animate(self, poses, person, seed):
+            self.calls.append((len(poses), set(person), seed))
+            return load_animator("render", body_model, image_size=16).animate(poses, person)
+
+    animator = Seeded()
+    folder = build_dataset(plan, tmp_path, animator)
+    planned = {row["seed"] for row in pq.read_table(folder / "plan.parquet").to_pylist()}
+    assert len(animator.calls) == 9 and all(count == 3 and len(people) == 1 for count, people, _ in animator.calls) and {seed for *_, seed in animator.calls} == planned
