@@ -128,7 +128,7 @@ def test_mesh_figure_is_small_and_colored():
     scene = figure.layout.scene
     assert scene.camera.projection.type is None and scene.uirevision and scene.aspectmode == "cube", "lit, in a cube, with a camera that stays"
     for points, axis in ((mesh.x, scene.xaxis), (mesh.y, scene.yaxis), (mesh.z, scene.zaxis)):
-        assert axis.range[0] < points.min() and points.max() < axis.range[1] and axis.range[1] - axis.range[0] == pytest.approx(2.08)
+        assert axis.range[0] < points.min() and points.max() < axis.range[1] and axis.range[1] - axis.range[0] == pytest.approx(1.02 * 5**0.5)
 
 
 def test_curves_reads_metrics_and_forgives_only_a_cut_last_line(tmp_path):

@@ -257,11 +257,11 @@ def mesh_figure(
                      k=triangles[:, 2],
                      lighting={"ambient": 0.45, "diffuse": 0.75, "specular": 0.08, "roughness": 0.8, "fresnel": 0.05},
                      lightposition={"x": -300, "y": 900, "z": 600}, hoverinfo="skip", **paint)
-    middle, half = (points.max(0) + points.min(0)) / 2, 0.52 * float(np.ptp(points, axis=0).max())
+    middle, half = (points.max(0) + points.min(0)) / 2, 0.51 * float(np.linalg.norm(np.ptp(points, axis=0)))
     box = {f"{axis}axis": {"visible": False, "range": [float(centre - half), float(centre + half)]}
            for axis, centre in zip("xyz", middle)}
     # plotly draws no shading through an orthographic lens
-    camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": {"x": 0, "y": 0, "z": 1.9}}
+    camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": {"x": 0, "y": 0, "z": 1.4}}
     figure = go.Figure(mesh)
     figure.update_layout(scene={**box, "aspectmode": "cube", "camera": camera, "uirevision": "kept"}, height=height,
                          margin={"l": 0, "r": 0, "t": 0, "b": 0})

@@ -101,7 +101,8 @@ def _scene(vertices: np.ndarray, faces: Tensor, skeletons: Mapping[str, tuple[np
     for name, (joints, color) in skeletons.items():
         figure.add_traces(_bone_traces(joints, name, color))
     sides = {f"{axis}axis_range": [-0.55, 0.55] for axis in "xyz"}
-    return figure.update_scenes(**sides).update_layout(legend={"x": 0, "y": 1}, showlegend=bool(skeletons))
+    figure.update_scenes(**sides)
+    return figure.update_layout(legend={"x": 0, "y": 1}, showlegend=bool(skeletons), width=height + 40 * len(skeletons))
 
 
 def _same_frame(points: Tensor) -> np.ndarray:
@@ -264,6 +265,7 @@ def _button(label: str, act: Callable[[], None], hint: str = "") -> widgets.Butt
     return button
 
 
+_PICTURE = {"layout": {"align_self": "flex-start"}}  # as large as it is, not as wide as the page
 _CONTROL = {"layout": {"width": "300px"}, "style": {"description_width": "90px"}}
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #b0684ba2
@@ -359,7 +361,7 @@ class PoseEditor(_PoseControls):
 
     def _build(self, start: str | Path, models: str | Path) -> list[widgets.Widget]:
         self.studio = PoseStudio(models)
-        self.figure, self.picture, self.score = None, widgets.Image(format="jpeg"), widgets.HTML()
+        self.figure, self.picture, self.score = None, widgets.Image(format="jpeg", **_PICTURE), widgets.HTML()
         controls, self.scene = self._make_controls(start), widgets.VBox(layout={"width": "460px"})
         self.counted = [widgets.ToggleButton(value=True, description=title, layout={"width": "100px"})
                         for title in view_titles(self.studio.rig)]
@@ -388,7 +390,7 @@ class PoseEditor(_PoseControls):
             counted, look = ([view for view, button in enumerate(self.counted) if button.value],
                              self.studio.look(self.pose))
             self.total = self.studio.total(look, counted)
-            self.score.value = f"<h2>PoseScore<br>{self.total:.3f}</h2>at most 0; nearer to 0 is better"
+            self.score.value = f"<h2>PoseScore<br>{self.total:.4f}</h2>at most 0; nearer to 0 is better"
             self.picture.value = _jpeg(self.studio.picture(look, counted))
             self._redraw_scene(_same_frame(look.vertices), _same_frame(look.joints))
 
@@ -434,7 +436,7 @@ class RunDrawings:
     it (empty: the shipped models); `models`: as the job's setting. FileNotFoundError or ValueError naming what is
     missing or damaged."""
 
-    def __init__(self, run: str | Path = "", models: str | Path = "", people: int = 6, steps: int = 10):
+    def __init__(self, run: str | Path = "", models: str | Path = "", people: int = 4, steps: int = 10):
         folder = Path(models) if str(models) else embedded_models()
         self.pipeline, self.people, self.steps = MultiViewPipeline.from_pretrained(folder / "pipeline"), people, steps
         self.eval_predictor = SkeletonPredictor.from_pretrained(folder / "judge").eval()
@@ -528,7 +530,7 @@ class BeforeAfter(_Viewer):
 
     Arguments as `RunDrawings`; wrong input becomes a sentence in the widget."""
 
-    def __init__(self, run: str | Path = "", models: str | Path = "", people: int = 6):
+    def __init__(self, run: str | Path = "", models: str | Path = "", people: int = 4):
         self.made = lambda where: Comparison(where, models, people)
         super().__init__(lambda: self._build(run, people))
 
@@ -540,7 +542,7 @@ class BeforeAfter(_Viewer):
         self.view = widgets.Dropdown(description="view", **_CONTROL)
         self.bones, self.normals = (widgets.Checkbox(value=on, description=label, indent=False)
                                     for on, label in ((True, "what was read, on the truth"), (False, "normals")))
-        self.picture, self.numbers = widgets.Image(format="jpeg"), widgets.HTML()
+        self.picture, self.numbers = widgets.Image(format="jpeg", **_PICTURE), widgets.HTML()
         self.on_change(self.redraw, self.name, self.person, self.view, self.bones, self.normals)
         self.read()
         return [widgets.HBox([self.run, _button("open", self.read)]),
@@ -550,7 +552,7 @@ class BeforeAfter(_Viewer):
     def read(self) -> None:
         "Read the run that is named."
         with self.explained():
-            self.comparison = None
+            self.comparison, self.picture.value, self.numbers.value = None, b"", ""
             self.comparison = self.made(self.run.value.strip())
             with self.quiet():
                 titles = view_titles(self.comparison.rig)
@@ -612,7 +614,7 @@ class ClipPlayer(_Viewer):
         self.pictures = None
         self.named = widgets.Text(value=str(named), description="motion", placeholder="clip or file", **_CONTROL)
         self.play, self.frame = widgets.Play(interval=100), widgets.IntSlider(description="frame", **_CONTROL)
-        self.picture = widgets.Image(format="jpeg")
+        self.picture = widgets.Image(format="jpeg", **_PICTURE)
         widgets.jslink((self.play, "value"), (self.frame, "value"))
         self.on_change(self.redraw, self.frame)
         self.read()
@@ -622,6 +624,7 @@ class ClipPlayer(_Viewer):
     def read(self) -> None:
         "Read the motion that is named."
         with self.explained():
+            self.pictures, self.picture.value = None, b""
             self.pictures = ClipPictures(self.named.value.strip())
             with self.quiet():
                 self.play.max = self.frame.max = len(self.pictures.clip) - 1
@@ -678,7 +681,7 @@ class TrainingView(_Viewer):
     def _build(self, run: str | Path) -> list[widgets.Widget]:
         self.run = widgets.Text(value=str(run), description="run", **_CONTROL)
         self.follow = widgets.Play(interval=10_000, max=10**6)  # the browser's clock: one tick, one look
-        self.curves, self.sheet = widgets.Image(format="png"), widgets.Image(format="png")
+        self.curves, self.sheet = (widgets.Image(format="png", **_PICTURE) for _ in range(2))
         self.words = widgets.HTML()
         self.on_change(self.redraw, self.run, self.follow)
         self.redraw()
