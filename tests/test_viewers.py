@@ -132,7 +132,7 @@ def test_before_and_after_draws_the_runs_people(run_folder):
     one, picture, figure = viewer.numbers.value, viewer.picture.value, viewer.figure
     viewer.person.value = 1
     assert viewer.numbers.value != one and viewer.picture.value != picture and viewer.figure is figure, "the scene keeps its camera"
-    for control, value in ((viewer.view, 2), (viewer.normals, True), (viewer.bones, False), (viewer.view, None)):
+    for control, value in ((viewer.view, 2), (viewer.normals, True), (viewer.bones, False), (viewer.view, -1)):
         picture = viewer.picture.value
         control.value = value
         assert viewer.picture.value != picture and said(viewer) == ""

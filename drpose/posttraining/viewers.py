@@ -265,6 +265,11 @@ def _button(label: str, act: Callable[[], None], hint: str = "") -> widgets.Butt
     return button
 
 
+def _show(place: widgets.Image, picture: bytes) -> None:
+    "Nothing in place of a picture that is not there."
+    place.value, place.layout.display = picture, None if picture else "none"
+
+
 _PICTURE = {"layout": {"align_self": "flex-start"}}  # as large as it is, not as wide as the page
 _CONTROL = {"layout": {"width": "300px"}, "style": {"description_width": "90px"}}
 
@@ -391,7 +396,7 @@ class PoseEditor(_PoseControls):
                              self.studio.look(self.pose))
             self.total = self.studio.total(look, counted)
             self.score.value = f"<h2>PoseScore<br>{self.total:.4f}</h2>at most 0; nearer to 0 is better"
-            self.picture.value = _jpeg(self.studio.picture(look, counted))
+            _show(self.picture, _jpeg(self.studio.picture(look, counted)))
             self._redraw_scene(_same_frame(look.vertices), _same_frame(look.joints))
 
     def _redraw_scene(self, vertices: np.ndarray, joints: np.ndarray) -> None:
@@ -552,11 +557,13 @@ class BeforeAfter(_Viewer):
     def read(self) -> None:
         "Read the run that is named."
         with self.explained():
-            self.comparison, self.picture.value, self.numbers.value = None, b"", ""
+            self.comparison, self.numbers.value = None, ""
+            _show(self.picture, b"")
             self.comparison = self.made(self.run.value.strip())
             with self.quiet():
                 titles = view_titles(self.comparison.rig)
-                self.view.options = [(title, view) for view, title in enumerate(titles)] + [("all", None)]
+                self.view.options = [(title, view) for view, title in enumerate(titles)] + [("all", -1)]
+                self.view.value = 1  # a side, of which the photo says least
             self.redraw()
 
     def redraw(self) -> None:
@@ -567,9 +574,11 @@ class BeforeAfter(_Viewer):
             name, person = self.name.value, self.person.value
             if name not in self.comparison._drawn:
                 self.say("drawing the held-out people, a few seconds")
-            sheet = self.comparison.picture(name, person, self.view.value, self.bones.value, self.normals.value,
-                                            240 if self.view.value is not None else 180)
-            self.picture.value, self.message.value = _jpeg(sheet), ""
+            view = None if self.view.value == -1 else self.view.value
+            sheet = self.comparison.picture(name, person, view, self.bones.value, self.normals.value,
+                                            180 if view is None else 240)
+            _show(self.picture, _jpeg(sheet))
+            self.message.value = ""
             self.numbers.value = f"<pre>{html.escape(self.comparison.words(name, person))}</pre>"
             self._redraw_scene(self.comparison.scene(name, person))
 
@@ -624,7 +633,8 @@ class ClipPlayer(_Viewer):
     def read(self) -> None:
         "Read the motion that is named."
         with self.explained():
-            self.pictures, self.picture.value = None, b""
+            self.pictures = None
+            _show(self.picture, b"")
             self.pictures = ClipPictures(self.named.value.strip())
             with self.quiet():
                 self.play.max = self.frame.max = len(self.pictures.clip) - 1
@@ -637,7 +647,7 @@ class ClipPlayer(_Viewer):
         "Show the frame."
         if self.pictures is not None:
             with self.drawing():
-                self.picture.value = _jpeg(self.pictures.picture(self.frame.value))
+                _show(self.picture, _jpeg(self.pictures.picture(self.frame.value)))
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #b0aa49fe
 @dataclass
@@ -681,7 +691,7 @@ class TrainingView(_Viewer):
     def _build(self, run: str | Path) -> list[widgets.Widget]:
         self.run = widgets.Text(value=str(run), description="run", **_CONTROL)
         self.follow = widgets.Play(interval=10_000, max=10**6)  # the browser's clock: one tick, one look
-        self.curves, self.sheet = (widgets.Image(format="png", **_PICTURE) for _ in range(2))
+        self.curves, self.sheet = (widgets.Image(format=kind, **_PICTURE) for kind in ("png", "jpeg"))
         self.words = widgets.HTML()
         self.on_change(self.redraw, self.run, self.follow)
         self.redraw()
@@ -692,19 +702,18 @@ class TrainingView(_Viewer):
     def redraw(self) -> None:
         "Look into the folder."
         with self.drawing():
-            state, pictures = read_run(self.run.value.strip()), [b"", b""]
-            self.words.value = f"<pre>{html.escape(state.words)}</pre>"
-            if state.metrics.is_file() and state.metrics.stat().st_size:
-                file = BytesIO()
-                curves(state.metrics).savefig(file, format="png")
-                pictures[0] = file.getvalue()
-            if state.sheet is not None:
-                file = BytesIO()
-                state.sheet.save(file, format="PNG")
-                pictures[1] = file.getvalue()
-            else:
-                self.say("this run has no sheet of validation (yet)")
-            self.curves.value, self.sheet.value = pictures
+            words, pictures = "", [b"", b""]
+            try:
+                state = read_run(self.run.value.strip())
+                words, file = f"<pre>{html.escape(state.words)}</pre>", BytesIO()
+                if state.metrics.is_file() and state.metrics.stat().st_size:
+                    curves(state.metrics).savefig(file, format="png")
+                pictures = [file.getvalue(), b"" if state.sheet is None else _jpeg(state.sheet)]
+                if state.sheet is None:
+                    self.say("this run has no sheet of validation (yet)")
+            finally:  # nothing old is left beside a sentence about what is wrong
+                self.words.value = words
+                _show(self.curves, pictures[0]), _show(self.sheet, pictures[1])
 
     def stop(self) -> None:
         "Leave word that the run should end."
