@@ -160,12 +160,11 @@ def use_the_viewers(page, address: str) -> None:
     assert all(abs(camera["before"][axis] - camera["after"][axis]) < 1e-6 for axis in "xyz"), f"the camera moved by itself: {camera}"
     assert abs(camera["before"]["x"]) > 0.05, "dragging turned the body"
     drawn = page.locator("small", has_text="drawn in").first.inner_text()
-    page.screenshot(path=OUTPUT / "3_pose_editor.png")
-    for number, label in enumerate(("benchmark", "motion", "stop at the next checkpoint"), 4):
-        spot = page.locator(".jp-OutputArea-output .widget-box", has_text=label).last
-        spot.scroll_into_view_if_needed()
+    for number, (name, label) in enumerate({"pose_editor": "start from", "before_after": "benchmark", "clip_player": "motion", "training_view": "stop at the next checkpoint"}.items(), 3):
+        whole = page.locator(".jp-OutputArea-output", has=page.locator(".widget-box", has_text=label)).first
+        whole.scroll_into_view_if_needed()
         page.wait_for_timeout(2000)
-        page.screenshot(path=OUTPUT / f"{number}_{label.split()[0]}.png")
+        whole.screenshot(path=OUTPUT / f"{number}_{name}.png")
     field = page.locator(".widget-text", has_text="motion").first.locator("input")
     field.fill("no_such_motion.bvh")
     field.press("Enter")
