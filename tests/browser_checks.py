@@ -122,7 +122,8 @@ CAMERA = "document.querySelector('.jp-OutputArea-output .widget-box .js-plotly-p
 
 def move_a_slider(page) -> tuple[list[float], dict]:
     "Turn a joint with the keyboard, step by step: seconds until mesh and score had moved, and the camera before and after."
-    page.wait_for_function(f"{MESH} !== null && {SCORE} !== null", timeout=180_000)
+    page.locator(".widget-dropdown", has_text="start from").first.scroll_into_view_if_needed()  # as a reader would, before it is drawn
+    page.wait_for_function(f"{MESH} !== null && {SCORE} !== null", timeout=300_000)
     plot = page.locator(".jp-OutputArea-output .widget-box .js-plotly-plot").first
     plot.scroll_into_view_if_needed()
     page.wait_for_timeout(2000)
@@ -160,11 +161,12 @@ def use_the_viewers(page, address: str) -> None:
     assert all(abs(camera["before"][axis] - camera["after"][axis]) < 1e-6 for axis in "xyz"), f"the camera moved by itself: {camera}"
     assert abs(camera["before"]["x"]) > 0.05, "dragging turned the body"
     drawn = page.locator("small", has_text="drawn in").first.inner_text()
-    for number, (name, label) in enumerate({"pose_editor": "start from", "before_after": "benchmark", "clip_player": "motion", "training_view": "stop at the next checkpoint"}.items(), 3):
-        whole = page.locator(".jp-OutputArea-output", has=page.locator(".widget-box", has_text=label)).first
-        whole.scroll_into_view_if_needed()
+    page.screenshot(path=OUTPUT / "3_pose_editor.png")
+    for number, label in enumerate(("benchmark", "motion", "stop at the next checkpoint"), 4):
+        spot = page.locator(".jp-OutputArea-output .widget-box", has_text=label).last
+        spot.scroll_into_view_if_needed()
         page.wait_for_timeout(2000)
-        whole.screenshot(path=OUTPUT / f"{number}_{name}.png")
+        page.screenshot(path=OUTPUT / f"{number}_{label.split()[0]}.png")
     field = page.locator(".widget-text", has_text="motion").first.locator("input")
     field.fill("no_such_motion.bvh")
     field.press("Enter")
