@@ -1,7 +1,8 @@
 # make demo             set up, then run the main job on the embedded tiny world
 # make test             set up, then run the tests, every notebook and every run notebook
 # make test-oldest      the tests of model files, with the oldest libraries that are allowed, in an environment of their own
-# make lab              set up, then open the front door, nbs/00_drpose.ipynb, in JupyterLab
+# make lab              set up, then serve this folder in JupyterLab and open the front door, nbs/00_drpose.ipynb
+# make browser-test     open door, index and viewers in JupyterLab in a real Chromium without a screen (needs chromium and playwright)
 # make setup            only set up: an environment in .venv with the package and its tools
 # make weights          train the tiny models of the package again (many hours), then put them in place
 # make export           notebooks -> drpose/*.py
@@ -31,7 +32,7 @@ INSTALLED = $(VENV)/.drpose_installed
 PIP = $(ENV_PYTHON) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 DEMO = outputs/demo
 
-.PHONY: help setup demo test test-oldest lab weights export clean-notebooks readme store clean
+.PHONY: help setup demo test test-oldest lab browser-test weights export clean-notebooks readme store clean
 .DEFAULT_GOAL := help
 
 help:
@@ -76,7 +77,11 @@ weights: setup
 	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny
 
 lab: setup
-	@$(ENV_PYTHON) -m jupyterlab nbs/00_drpose.ipynb
+	@$(ENV_PYTHON) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/00_drpose.ipynb
+
+# Not part of `make test`: it needs a browser, which pip does not bring.
+browser-test: setup
+	@$(ENV_PYTHON) tests/browser_checks.py
 
 store: setup
 	@$(ENV_PYTHON) scripts/store_notebook.py $(NOTEBOOKS)

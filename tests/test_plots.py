@@ -125,6 +125,10 @@ def test_mesh_figure_is_small_and_colored():
     assert list(mesh.vertexcolor) == ["#f00", "#0f0", "#00f"] and mesh.y[2] == 2 and mesh.x.dtype == np.float32
     assert figure.layout.scene.camera.up.y == 1 and figure.layout.scene.camera.eye.z > 0
     assert type(figure).__name__ == "Figure" and len(figure.to_json()) < 10_000
+    scene = figure.layout.scene
+    assert scene.camera.projection.type is None and scene.uirevision and scene.aspectmode == "cube", "lit, in a cube, with a camera that stays"
+    for points, axis in ((mesh.x, scene.xaxis), (mesh.y, scene.yaxis), (mesh.z, scene.zaxis)):
+        assert axis.range[0] < points.min() and points.max() < axis.range[1] and axis.range[1] - axis.range[0] == pytest.approx(1.02 * 5**0.5)
 
 
 def test_curves_reads_metrics_and_forgives_only_a_cut_last_line(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from drpose.ground.seeding import seeded_generator
 from drpose.ground.files import read_json, write_atomic, write_json
-from drpose.ground.trainer import (LocalPath, LocalPaths, LoopConfig, ModelName, RunDirectory, config_from,
+from drpose.ground.trainer import (LocalPath, LocalPaths, LoopConfig, ModelName, RunDirectory, ask_to_stop, config_from,
                                    learning_rate_at, notebook_parameters, optimise, split_settings)
 from drpose.posttraining.post_training import PostTrainConfig
 
@@ -187,6 +187,21 @@ def test_stopping_for_time_can_be_continued(tmp_path):
         results.append(optimise(RunDirectory(tmp_path / "parts", short), parts, short))
     assert not results[0].finished and results[0].steps == 1 and results[-1].finished
     assert torch.equal(whole.weight, parts.weight)
+
+
+def test_a_run_that_is_asked_to_stop_ends_at_its_next_checkpoint_and_goes_on(tmp_path):
+    whole, parts = Line(), Line()
+    config = LoopConfig(steps=20, learning_rate=0.05, log_every=100, checkpoint_every=5)
+    optimise(RunDirectory(tmp_path / "whole", config), whole, config)
+    with pytest.raises(FileNotFoundError, match="needed the folder of a run"):
+        ask_to_stop(tmp_path / "parts")
+    first = optimise(RunDirectory(tmp_path / "parts", config), parts, config, on_step=lambda step: ask_to_stop(tmp_path / "parts") if step == 7 else None)
+    run = RunDirectory(tmp_path / "parts", config)
+    assert (first.steps, first.finished, run.state()["step"]) == (10, False, 10)
+    assert [line["step"] for line in run.metrics()] == [10], "the last step is logged"
+    parts = Line()
+    second = optimise(run, parts, config)  # the wish was for the first start
+    assert second.finished and torch.equal(whole.weight, parts.weight) and not run.stop_path.exists()
 
 
 def test_torn_metrics_line_is_dropped(tmp_path):

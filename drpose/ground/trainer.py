@@ -36,9 +36,10 @@ from .provenance import alone, same_inputs
 from .model_files import means_hub
 
 # %% auto #0
-__all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'TRACKERS', 'WHOLE_BATCH', 'require', 'nearest_name', 'config_from',
-           'notebook_parameters', 'split_settings', 'environment', 'RunDirectory', 'LoopConfig', 'learning_rate_at',
-           'BatchPart', 'training_device', 'device_is_there', 'new_accelerator', 'LoopResult', 'Callback', 'optimise']
+__all__ = ['LocalPath', 'LocalPaths', 'ModelName', 'STOP_FILE', 'TRACKERS', 'WHOLE_BATCH', 'require', 'nearest_name',
+           'config_from', 'notebook_parameters', 'split_settings', 'environment', 'ask_to_stop', 'RunDirectory',
+           'LoopConfig', 'learning_rate_at', 'BatchPart', 'training_device', 'device_is_there', 'new_accelerator',
+           'LoopResult', 'Callback', 'optimise']
 
 # %% ../../nbs/ground/05_trainer.ipynb #4b01c65a
 def require(condition: bool, field: str, found: Any, needed: str) -> None:
@@ -168,13 +169,24 @@ def _on_cpu(state: Any) -> Any:
     return type(state)(map(_on_cpu, state)) if isinstance(state, (list, tuple)) else state
 
 
+STOP_FILE = "stop"
+
+
+def ask_to_stop(path: str | Path) -> Path:
+    """Ask the run in the folder `path`, whichever process trains it, to end at its next checkpoint, as if its minutes
+    were over: kept and resumable. FileNotFoundError if no run was begun there."""
+    if not (Path(path) / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: holds no config.json, needed the folder of a run")
+    return write_atomic(Path(path) / STOP_FILE, lambda temporary: temporary.write_text("stop at the next checkpoint\n"))
+
+
 class _RunFiles:
     "Where a run's files lie, its metrics and its newest checkpoint."
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.config_path, self.metrics_path, self.checkpoint_path = (self.path / name
-                for name in ("config.json", "metrics.jsonl", "checkpoint.pt"))
+        self.config_path, self.metrics_path, self.checkpoint_path, self.stop_path = (self.path / name
+                for name in ("config.json", "metrics.jsonl", "checkpoint.pt", STOP_FILE))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         "Append one line to metrics.jsonl."
@@ -527,6 +539,7 @@ def _begin(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: 
     training = _Training(run, config, name, accelerator, loss_module, parameters, optimizer, ema, carried)
     with accelerator.main_process_first():  # the first process compares the inputs and cuts the metrics back
         if accelerator.is_main_process:
+            run.stop_path.unlink(missing_ok=True)  # what was asked of an earlier start
             run.check(sources)
         state = run.resume() if accelerator.is_main_process else run.state()
     if state is not None:
@@ -657,11 +670,13 @@ def _optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, nam
         if callback is not None and training.done % callback.every == 0:
             with _averaged(training.ema, training.parameters):
                 training.ended = _decided(accelerator, lambda: callback(training.done))
+        due = training.done % config.checkpoint_every == 0
         last = (training.done == config.steps or training.ended
-                or (config.minutes > 0 and _decided(accelerator, clock.over)))
+                or (config.minutes > 0 and _decided(accelerator, clock.over))
+                or (due and _decided(accelerator, run.stop_path.exists)))
         if training.done % config.log_every == 0 or last:
             _log(training, seen, progress)
-        if training.done % config.checkpoint_every == 0 or last:
+        if due or last:
             _save(training, clock.spent())
         if last:
             break

@@ -235,7 +235,8 @@ def mesh_figure(
     colors: Tensor | None = None,   # (N, 3) in [0, 1]
     height: int = 420,              # pixels
 ) -> go.Figure:
-    "A mesh to turn with the mouse, seen from the front, orthographic."
+    """A mesh to turn with the mouse, lit, seen from the front through a lens. It stands in a cube that holds it at any
+    turn; new data in the same figure leave the camera where it is."""
     points = torch.as_tensor(vertices).detach().cpu().numpy().astype(np.float32)
     triangles = torch.as_tensor(faces).detach().cpu().numpy().astype(np.int64)
     if (
@@ -254,13 +255,16 @@ def mesh_figure(
     triangles = triangles.astype(np.uint16 if len(points) < 65536 else np.int32)
     mesh = go.Mesh3d(x=points[:, 0], y=points[:, 1], z=points[:, 2], i=triangles[:, 0], j=triangles[:, 1],
                      k=triangles[:, 2],
-                     lighting={"ambient": 0.6, "diffuse": 0.6, "specular": 0.05},
-                     lightposition={"x": 0, "y": 100, "z": 200}, hoverinfo="skip", **paint)
-    hidden = {"visible": False}
-    camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": {"x": 0, "y": 0, "z": 2}, "projection": {"type": "orthographic"}}
+                     lighting={"ambient": 0.45, "diffuse": 0.75, "specular": 0.08, "roughness": 0.8, "fresnel": 0.05},
+                     lightposition={"x": -300, "y": 900, "z": 600}, hoverinfo="skip", **paint)
+    middle, half = (points.max(0) + points.min(0)) / 2, 0.51 * float(np.linalg.norm(np.ptp(points, axis=0)))
+    box = {f"{axis}axis": {"visible": False, "range": [float(centre - half), float(centre + half)]}
+           for axis, centre in zip("xyz", middle)}
+    # plotly draws no shading through an orthographic lens
+    camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": {"x": 0, "y": 0, "z": 1.4}}
     figure = go.Figure(mesh)
-    figure.update_layout(scene={"xaxis": hidden, "yaxis": hidden, "zaxis": hidden, "aspectmode": "data",
-                                "camera": camera}, height=height, margin={"l": 0, "r": 0, "t": 0, "b": 0})
+    figure.update_layout(scene={**box, "aspectmode": "cube", "camera": camera, "uirevision": "kept"}, height=height,
+                         margin={"l": 0, "r": 0, "t": 0, "b": 0})
     return figure
 
 # %% ../../nbs/pictures/03_plots.ipynb #c1d70e93

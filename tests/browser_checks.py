@@ -1,0 +1,215 @@
+"""JupyterLab as a reader meets it, in a real browser without a screen: `make browser-test`. Opt-in, a few minutes on two cores.
+
+A copy of notebooks and pages is served from this machine to this machine, as `make lab` serves the repository. Screenshots stay in outputs/browser: look at them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "outputs" / "browser"
+TREE = OUTPUT / "tree"
+DOOR, INDEX, VIEWERS = "nbs/00_drpose.ipynb", "nbs/index.ipynb", "nbs/posttraining/05_viewers.ipynb"
+PATIENCE = 900_000  # milliseconds that all cells of a chapter may take on a machine with other work
+SETTINGS = {  # no question about news, nothing written behind our back, and every cell in the page, also those that are not in sight
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosave": False, "defaultViewers": {"markdown": "Markdown Preview"}},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+
+
+def find_browser() -> str:
+    "Path of a Chromium; SystemExit with what to install where something is missing."
+    if importlib.util.find_spec("playwright") is None:
+        raise SystemExit("make browser-test drives a browser through playwright, which is not installed: pip install playwright")
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if shutil.which(name):
+            return shutil.which(name)
+    raise SystemExit("make browser-test needs Chromium, which is not installed: apt-get install chromium (Debian, Ubuntu), or another system's package of that name")
+
+
+def copy_tree() -> None:
+    "What a reader can open, without what runs have left in it."
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    shutil.copytree(ROOT / "nbs", TREE / "nbs", ignore=shutil.ignore_patterns("outputs", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "docs", TREE / "docs")
+    for name in ("README.md", "LICENSE", "NOTICE"):
+        shutil.copyfile(ROOT / name, TREE / name)
+
+
+@contextlib.contextmanager
+def served():
+    "The address of a JupyterLab with a state of its own, and its token."
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    state, token = OUTPUT / "state", secrets.token_hex(16)
+    for name, values in SETTINGS.items():
+        path = state / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    folders = {"HOME": "home", "IPYTHONDIR": "ipython", "MPLCONFIGDIR": "matplotlib", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    for folder in folders.values():
+        (state / folder).mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {name: str(state / folder) for name, folder in folders.items()} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", "--allow-root", "--ServerApp.root_dir=.", f"--LabApp.default_url=/lab/tree/{DOOR}"]
+    with open(OUTPUT / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=TREE, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{address}/api?token={token}", timeout=5)
+                    break
+                assert server.poll() is None, f"JupyterLab did not start, see {OUTPUT / 'server.log'}"
+                time.sleep(0.2)
+            yield address, token
+        finally:
+            server.terminate()
+            server.wait(60)
+
+
+def broken_pictures(page) -> list[str]:
+    "Addresses of pictures that the page names and the browser cannot show."
+    page.evaluate("Promise.all([...document.querySelectorAll('.jp-MainAreaWidget:not(.lm-mod-hidden) img')].map(i => i.complete ? 0 : new Promise(d => { i.onload = i.onerror = d })))")
+    return page.evaluate("[...document.querySelectorAll('.jp-MainAreaWidget:not(.lm-mod-hidden) img')].filter(i => !i.naturalWidth && i.offsetParent).map(i => i.src.slice(0, 200))")
+
+
+def count_pictures(page) -> int:
+    return page.evaluate("[...document.querySelectorAll('.jp-MainAreaWidget:not(.lm-mod-hidden) img')].filter(i => i.naturalWidth).length")
+
+
+def open_notebook(page, address: str, name: str, cells: int = 3) -> None:
+    "Show a file and wait for it."
+    page.goto(f"{address}/lab/tree/{name}?reset")
+    page.wait_for_function(f"document.querySelectorAll('.jp-Notebook .jp-Cell').length >= {cells}", timeout=180_000)
+    page.wait_for_timeout(3000)
+
+
+def run_all(page) -> int:
+    "Run all cells, wait for the last; the number of the last execution. AssertionError if a cell failed."
+    before = last_count(page)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    page.wait_for_function("""before => { const all = [...document.querySelectorAll('.jp-CodeCell:not(.jp-mod-noContent)')].filter(c => c.querySelector('.cm-content')?.innerText.trim());
+        const counts = all.map(c => c.querySelector('.jp-InputArea-prompt').innerText.match(/\\d+/)); return counts.every(Boolean) && Math.min(...counts.map(Number)) > before }""", arg=before, timeout=PATIENCE, polling=1000)
+    failed = page.evaluate("[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.error\"]')].map(e => e.innerText.slice(-300))")
+    assert not failed, f"a cell failed: {failed[0]}"
+    return last_count(page)
+
+
+def last_count(page) -> int:
+    return page.evaluate("Math.max(0, ...[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => Number((p.innerText.match(/\\d+/) || [0])[0])))")
+
+
+MESH = "(() => { const plot = document.querySelector('.jp-OutputArea-output .widget-box .js-plotly-plot'); return plot && plot.data && plot.data[0] && plot.data[0].y ? Array.from(plot.data[0].y).reduce((sum, value, index) => sum + value * (index % 97), 0) : null })()"
+SCORE = "(() => { const head = [...document.querySelectorAll('h2')].find(h => h.innerText.startsWith('PoseScore')); return head ? head.innerText : null })()"
+CAMERA = "document.querySelector('.jp-OutputArea-output .widget-box .js-plotly-plot')._fullLayout.scene._scene.getCamera().eye"
+
+
+def move_a_slider(page) -> tuple[list[float], dict]:
+    "Turn a joint with the keyboard, step by step: seconds until mesh and score had moved, and the camera before and after."
+    page.locator(".widget-dropdown", has_text="start from").first.scroll_into_view_if_needed()  # as a reader would, before it is drawn
+    page.wait_for_function(f"{MESH} !== null && {SCORE} !== null", timeout=300_000)
+    plot = page.locator(".jp-OutputArea-output .widget-box .js-plotly-plot").first
+    plot.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 + 10, steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(1500)
+    camera, seconds = page.evaluate(CAMERA), []
+    handle = page.locator(".widget-slider", has_text="swing z").first.locator(".noUi-handle")
+    handle.focus()
+    for key in ("ArrowLeft", "ArrowRight") * 4:
+        mesh, score, began = page.evaluate(MESH), page.evaluate(SCORE), time.perf_counter()
+        page.keyboard.press(key)
+        page.wait_for_function(f"was => {MESH} !== was[0] && {SCORE} !== was[1]", arg=[mesh, score], timeout=120_000, polling=20)
+        seconds.append(time.perf_counter() - began)
+        page.wait_for_timeout(1500)
+    return seconds, {"before": camera, "after": page.evaluate(CAMERA)}
+
+
+def use_the_viewers(page, address: str) -> None:
+    "Run the chapter as stored, ask for live viewers, run it twice, and use them."
+    open_notebook(page, address, VIEWERS)
+    page.screenshot(path=OUTPUT / "2_viewers_as_stored.png")
+    asked = page.locator(".jp-CodeCell", has_text="LIVE = False").first
+    asked.scroll_into_view_if_needed()
+    asked.locator(".cm-content").click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("LIVE = True")
+    first = run_all(page)
+    second = run_all(page)
+    assert second > first, "all cells ran again in the same kernel"
+    seconds, camera = move_a_slider(page)
+    assert all(abs(camera["before"][axis] - camera["after"][axis]) < 1e-6 for axis in "xyz"), f"the camera moved by itself: {camera}"
+    assert abs(camera["before"]["x"]) > 0.05, "dragging turned the body"
+    drawn = page.locator("small", has_text="drawn in").first.inner_text()
+    page.screenshot(path=OUTPUT / "3_pose_editor.png")
+    for number, label in enumerate(("benchmark", "motion", "stop at the next checkpoint"), 4):
+        spot = page.locator(".jp-OutputArea-output .widget-box", has_text=label).last
+        spot.scroll_into_view_if_needed()
+        page.wait_for_timeout(2000)
+        page.screenshot(path=OUTPUT / f"{number}_{label.split()[0]}.png")
+    field = page.locator(".widget-text", has_text="motion").first.locator("input")
+    field.fill("no_such_motion.bvh")
+    field.press("Enter")
+    page.locator(".widget-hbox", has=field).get_by_role("button", name="open").click()
+    page.get_by_text("no_such_motion.bvh: no such file", exact=False).first.wait_for(timeout=60_000)
+    print(f"a key on a slider until mesh and score had moved: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f}; of it in the kernel, the last time: {drawn}")
+
+
+def main() -> None:
+    "All of it, in the order in which a reader would."
+    browser_path = find_browser()
+    from playwright.sync_api import sync_playwright
+
+    copy_tree()
+    began = time.monotonic()
+    with served() as (address, token), sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(300_000)
+        page.goto(f"{address}/?token={token}")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=180_000)
+        assert page.url.split("?")[0].endswith(f"/lab/tree/{DOOR}"), f"the door did not open, but {page.url}"
+        page.wait_for_timeout(4000)
+        page.screenshot(path=OUTPUT / "1_door.png")
+        for name, least in ((DOOR, 3), (INDEX, 1), ("README.md", 1)):
+            if name.endswith(".md"):
+                page.goto(f"{address}/lab/tree/{name}?reset")
+                page.wait_for_selector(".jp-MarkdownViewer img", state="attached", timeout=180_000)
+                page.wait_for_timeout(3000)
+            else:
+                open_notebook(page, address, name)
+            broken, shown = broken_pictures(page), count_pictures(page)
+            assert not broken and shown >= least, f"{name}: {shown} pictures are shown, these are not: {broken}"
+            page.screenshot(path=OUTPUT / f"7_{Path(name).stem}.png")
+            print(f"{name}: {shown} pictures, none broken", flush=True)
+        try:
+            use_the_viewers(page, address)
+        except Exception:
+            page.screenshot(path=OUTPUT / "failed.png")
+            raise
+        browser.close()
+    print(f"a reader's way through JupyterLab: {time.monotonic() - began:.0f} s; screenshots are in {OUTPUT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
