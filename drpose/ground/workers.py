@@ -5,10 +5,12 @@
 # %% ../../nbs/ground/08_workers.ipynb #00f21a37
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 import torch
@@ -17,10 +19,20 @@ import torch
 __all__ = ['run_tasks']
 
 # %% ../../nbs/ground/08_workers.ipynb #2c0dd69b
+def _begin_worker() -> None:
+    "One thread, and an end when the parent's end comes, however it comes."
+    torch.set_num_threads(1)
+
+    def leave() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=leave, daemon=True).start()
+
+
 @cache
 def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads,
-                               initargs=(1,))
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
 
 
 def run_tasks(task: Callable, arguments: Sequence[tuple], workers: int = 1) -> list[Any]:
