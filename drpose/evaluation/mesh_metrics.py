@@ -23,7 +23,7 @@ from .metrics import similarity_transform
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'TOGETHER', 'MOST_PAIRS', 'COLUMNS', 'ICP_SAMPLES', 'ICP_ROUNDS', 'SAMPLES', 'check_person', 'read_person',
-           'Surface', 'prepare_surface', 'Nearest', 'nearest_on_surface', 'Samples', 'sample_surface', 'OneWay',
+           'PreparedMesh', 'prepare_surface', 'Nearest', 'nearest_on_surface', 'Samples', 'sample_surface', 'OneWay',
            'both_ways', 'f_score', 'why_no_volume', 'volume_iou', 'Alignment', 'align_meshes', 'MeshErrors',
            'evaluate_meshes']
 
@@ -100,7 +100,7 @@ def _nearest_in(points: np.ndarray, flat: np.ndarray) -> tuple[np.ndarray, np.nd
 
 # %% ../../nbs/evaluation/06_mesh_metrics.ipynb #26c4f8ad
 @dataclass
-class Surface:
+class PreparedMesh:
     "A mesh that is ready for `nearest_on_surface`."
 
     flat: np.ndarray     # (F, 15) each triangle's frame
@@ -111,7 +111,7 @@ class Surface:
     sizes: list[tuple[cKDTree, np.ndarray, float]]  # for each class: tree, which faces (n,), largest radius
 
 
-def prepare_surface(mesh: trimesh.Trimesh) -> Surface:
+def prepare_surface(mesh: trimesh.Trimesh) -> PreparedMesh:
     "Frames and search trees of a mesh with at least one face; faces without area count as segments or points."
     corners = np.asarray(mesh.vertices, np.float64)[np.asarray(mesh.faces)]
     centres, up = corners.mean(1), _area_vectors(corners)
@@ -119,7 +119,8 @@ def prepare_surface(mesh: trimesh.Trimesh) -> Surface:
     area = np.linalg.norm(up, axis=1, keepdims=True)
     number = np.minimum(np.log2(max(radii.max(), 1e-300) / np.maximum(radii, 1e-300)), 5).astype(int)
     classes = [np.flatnonzero(number == n) for n in np.unique(number)]
-    return Surface(_lay_flat(corners), np.where(area > 0, up / np.where(area > 0, area, 1), np.nan), centres, radii,
+    return PreparedMesh(_lay_flat(corners), np.where(area > 0, up / np.where(area > 0, area, 1), np.nan), centres,
+                        radii,
                    cKDTree(centres), [(cKDTree(centres[own]), own, float(radii[own].max())) for own in classes])
 
 # %% ../../nbs/evaluation/06_mesh_metrics.ipynb #2a208d9e
@@ -135,14 +136,14 @@ class Nearest(NamedTuple):
     point: np.ndarray     # (N, 3)
 
 
-def _distances(points: np.ndarray, surface: Surface, which: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def _distances(points: np.ndarray, surface: PreparedMesh, which: np.ndarray, faces: np.ndarray) -> np.ndarray:
     "(K,): from points[which] to faces."
     parts = [_nearest_in(points[which[k : k + AT_ONCE]], surface.flat[faces[k : k + AT_ONCE]])[0]
              for k in range(0, len(which), AT_ONCE)]
     return np.sqrt(np.concatenate(parts)) if parts else np.zeros(0)
 
 
-def nearest_on_surface(points: np.ndarray, surface: Surface) -> Nearest:
+def nearest_on_surface(points: np.ndarray, surface: PreparedMesh) -> Nearest:
     """Exact distance of points (N, 3) to a surface, in its unit, with the nearest face and point; float64, on as many
     threads as torch."""
     points = np.ascontiguousarray(points, np.float64)
@@ -158,7 +159,7 @@ def nearest_on_surface(points: np.ndarray, surface: Surface) -> Nearest:
     return Nearest(best, face, flat[:, :3] + x[:, None] * flat[:, 3:6] + y[:, None] * flat[:, 6:9])
 
 
-def _search(points: np.ndarray, surface: Surface, some: np.ndarray, best: np.ndarray, face: np.ndarray) -> None:
+def _search(points: np.ndarray, surface: PreparedMesh, some: np.ndarray, best: np.ndarray, face: np.ndarray) -> None:
     "Lowers `best` and sets `face` of the points `some` (n,) where a triangle is nearer; touches no other points."
     if not len(some):
         return
