@@ -103,8 +103,7 @@ def with_estimates(benchmark: Benchmark, estimator: PoseEstimator | None) -> Ben
     "The same benchmark with the joints that `estimator` finds in its photos; without an estimator, unchanged."
     if estimator is None:
         return benchmark
-    photos = benchmark.shown(len(benchmark)).to(estimator.device, estimator.dtype)
-    return replace(benchmark, given=torch.cat([estimator(part).joints.float().cpu() for part in photos.split(256)]))
+    return replace(benchmark, given=estimator.read(benchmark.shown(len(benchmark))))
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #2f2fc4c7
 def behind(drawing) -> torch.nn.Module:

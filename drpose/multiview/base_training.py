@@ -141,6 +141,7 @@ class BaseConfig(LoopConfig):
     noisy_share: float = 0.0
     skeleton_dropout: float = 0.5  # share of objects whose pose is withheld, where the network takes one
     skeleton_jitter: float = 0.02  # largest standard deviation of the error of joints that are given, frame units
+    estimate_share: float = 0.0  # of the given poses, those that an estimator found in the photo instead of the true
     # shares of objects whose descriptor, whose latent, and whose both are replaced by zeros, for guidance; PSHuman:
     # 0.05 each
     condition_dropout: float = 0.0
@@ -151,16 +152,18 @@ class BaseConfig(LoopConfig):
         require(0 <= self.noisy_share <= 1, "noisy_share", self.noisy_share, "in [0, 1]")
         require(0 <= self.skeleton_dropout <= 1, "skeleton_dropout", self.skeleton_dropout, "in [0, 1]")
         require(self.skeleton_jitter >= 0, "skeleton_jitter", self.skeleton_jitter, "at least 0")
+        require(0 <= self.estimate_share <= 1, "estimate_share", self.estimate_share, "in [0, 1]")
         require(0 <= self.condition_dropout < 1 / 3, "condition_dropout", self.condition_dropout,
                 "in [0, 1/3): it is used three times")
 
 # %% ../../nbs/multiview/07_base_training.ipynb #ba3e0d00
 class BaseLoss(nn.Module):
     """Loss of a multi-view U-Net's velocities or noises (as its scheduler says) on random objects of a `LatentSet`,
-    timesteps weighed by Min-SNR (arXiv 2303.09556) or alike."""
+    timesteps weighed by Min-SNR (arXiv 2303.09556) or alike. `estimates` (N, J, 3): the joints that an estimator found
+    in the objects' photos."""
 
     def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig,
-                 rig: ViewRig = TINY_RIG):
+                 rig: ViewRig = TINY_RIG, estimates: Tensor | None = None):
         super().__init__()
         self.unet, self.scheduler, self.data, self.prompt_embeds, self.config, self.rig = (unet, scheduler, data,
                 prompt_embeds, config, rig)
@@ -168,6 +171,11 @@ class BaseLoss(nn.Module):
         require(not self.takes_pose or data.joints.shape[1] == unet.config.skeleton_channels, "data",
                 tuple(data.joints.shape),
                 f"objects with {unet.config.skeleton_channels} known joints, which the network is told")
+        self.estimates = estimates
+        require((estimates is None) == (config.estimate_share == 0), "estimate_share", config.estimate_share,
+                "above 0 where estimates are given, and only there")
+        require(estimates is None or estimates.shape == data.joints.shape, "estimates",
+                None if estimates is None else tuple(estimates.shape), f"joints {tuple(data.joints.shape)}")
         self.velocity = scheduler.config.prediction_type == "v_prediction"
         if config.two_views:
             require(data.latents.shape[2] == 4 and not unet.config.face_view, "two_views", True,
@@ -198,18 +206,23 @@ class BaseLoss(nn.Module):
         return (predicted - target).square().mean((2, 3, 4, 5)), snr
 
     def given_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
-        """What is given of the poses of objects: joints (B, J, 3), some a little off, as an estimate is, some not
-        known at all (NaN). None for a network that takes none."""
+        """What is given of the poses of objects: joints (B, J, 3), some a little off, some as an estimator found them,
+        some not known at all (NaN). None for a network that takes none."""
         if not self.takes_pose:
             return None
         count, joints = len(chosen), self.data.joints[chosen].float()
         amount = self.config.skeleton_jitter * torch.rand(count, 1, 1, generator=generator)
         kept = torch.rand(count, 1, 1, generator=generator) >= self.config.skeleton_dropout
-        return torch.where(kept, joints + amount * torch.randn(joints.shape, generator=generator), torch.nan)
+        joints = joints + amount * torch.randn(joints.shape, generator=generator)
+        if self.estimates is not None:
+            found = torch.rand(count, 1, 1, generator=generator) < self.config.estimate_share
+            joints = torch.where(found, self.estimates[chosen].float(), joints)
+        return torch.where(kept, joints, torch.nan)
 
     def sources(self) -> dict:
         "What training depends on beside its settings."
-        return {"network": self.unet, "objects": self.data, "prompts": self.prompt_embeds}
+        return {"network": self.unet, "objects": self.data, "prompts": self.prompt_embeds} | (
+            {} if self.estimates is None else {"estimates": self.estimates})
 
     def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
@@ -237,11 +250,12 @@ class BaseLoss(nn.Module):
 # %% ../../nbs/multiview/07_base_training.ipynb #8094ed33
 def train_base(config: BaseConfig, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor,
                run: RunDirectory, accelerator: Accelerator | None = None,
-               rig: ViewRig = TINY_RIG) -> tuple[MultiViewUNet, LoopResult]:
+               rig: ViewRig = TINY_RIG, estimates: Tensor | None = None) -> tuple[MultiViewUNet, LoopResult]:
     """Train `unet` on multi-view latents of the views of `rig`; returns it with its EMA weights. `accelerator`:
-    device and precision, see `optimise`."""
-    result = optimise(run, BaseLoss(unet, scheduler, data, prompt_embeds, config, rig), config, "base", accelerator)
-    return unet.eval(), result
+    device and precision, see `optimise`; `estimates` (N, 23, 3): joints found in the photos, of which
+    `config.estimate_share` of the given poses are taken."""
+    loss = BaseLoss(unet, scheduler, data, prompt_embeds, config, rig, estimates)
+    return unet.eval(), optimise(run, loss, config, "base", accelerator)
 
 
 @torch.no_grad()

@@ -28,7 +28,8 @@ from ..pictures.dressed_people import draw_crowd, photograph
 from .pipeline import encode_images, photo_descriptor
 
 # %% auto #0
-__all__ = ['SMALLEST_FRAME', 'LatentSet', 'ImageSet', 'render_set', 'reframe', 'encode_set', 'build_images', 'build_latents']
+__all__ = ['SMALLEST_FRAME', 'LatentSet', 'ImageSet', 'render_set', 'reframe', 'encode_set', 'build_images', 'shown_photos',
+           'build_latents']
 
 # %% ../../nbs/multiview/05_latents.ipynb #1d3ba4fc
 @dataclass
@@ -160,6 +161,12 @@ def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder
     return [path for _, _, path in made]
 
 # %% ../../nbs/multiview/05_latents.ipynb #e0f34ad8
+def shown_photos(shards: list[Path]) -> Tensor:
+    "The input pictures (N, 3, H, W) uint8, front colour views, of image shards made by `build_images`."
+    return torch.cat([read_tensors(path, "a shard of rendered people; delete it to have it made again",
+                                   ("images",))["images"][:, 1, 0].clone() for path in shards])
+
+
 def build_latents(vae: AutoencoderKL, shards: list[Path], batch_size: int = 64) -> LatentSet:
     """Encode image shards made by `build_images`, where the autoencoder is.
 

@@ -68,6 +68,13 @@ class PoseEstimator(CheckedModel, ModelMixin, ConfigMixin):
         joints, error = self.head(features).unflatten(1, (self.config.joints, 2, 3)).unbind(2)
         return Estimate(USUAL_JOINT * joints, USUAL_ERROR * error.clamp(-3, 3).exp())
 
+    @torch.no_grad()
+    def read(self, photos: Tensor, batch_size: int = 256) -> Tensor:
+        "Joints (N, 23, 3) on the CPU, in many photos (N, 3, H, W), in [0, 1] or 8-bit, wherever they lie."
+        whole = 1 if photos.is_floating_point() else 255
+        return torch.cat([self((part.to(self.device, self.dtype)) / whole).joints.float().cpu()
+                          for part in photos.split(batch_size)])
+
 # %% ../../nbs/multiview/02_pose_estimator.ipynb #3eb55587
 def laplace_loss(found: Estimate, joints: Tensor) -> Tensor:
     "Mean negative log-likelihood of true joints (B, 23, 3), frame units, without its constant."
