@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from project_files import ROOT
 
+from drpose.ground.model_files import embedded_models
 from drpose.multiview.pose_estimator import PoseEstimator
 from drpose.pairs.animators import RenderAnimator, painted_poses
 from drpose.pairs.dataset import plan_dataset
@@ -30,7 +30,7 @@ def with_faults(drawn, animator, detector, faults):
 @pytest.mark.parametrize(("size", "clean"), [(64, 400), (256, 160)])
 def test_planted_faults_are_refused_by_the_gate_that_should(size, clean, body_model):
     "200 faults, 20 to 40 of a kind, all but those of a person painted from behind; 200 clean pictures of the same people."
-    animator, detector = RenderAnimator(body_model, size), EstimatorDetector(PoseEstimator.from_pretrained(ROOT / "nbs" / "results" / "next_estimator").float())
+    animator, detector = RenderAnimator(body_model, size), EstimatorDetector(PoseEstimator.from_pretrained(embedded_models() / "pipeline" / "pose_estimator").float())
     limits = calibrate_limits(check_renders(some(clean, 11, body_model), animator, detector)[0])
     drawn, faults = some(200, 12, body_model), [fault for fault in FAULTS if fault != "turned"]
     failed = failed_gates(check_renders(drawn, animator, detector)[0], limits)

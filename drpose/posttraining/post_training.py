@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,9 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
+from ..ground.files import read_json
 from ..ground.provenance import digest_of
-from ..ground.trainer import (WHOLE_BATCH, BatchPart, Callback, LoopConfig, LoopResult, RunDirectory,
+from ..ground.trainer import (WHOLE_BATCH, BatchPart, Callback, LoopConfig, LoopResult, RunDirectory, config_from,
                                    new_accelerator, optimise, require)
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
 from ..people.pose_sets import draw_set
@@ -40,12 +41,13 @@ from .reward_gradients import (ESTIMATORS, GRADIENT_POINTS, KL_ON, STEP_CHOICES,
                                                   async_indices, async_step, check_scheduler, rollout)
 
 # %% auto #0
-__all__ = ['CHECKPOINTING', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrainConfig', 'PairConditions', 'body_masks', 'fit_foreground',
-           'condition_pairs', 'prepare_weights', 'check_handover', 'TrainingSamples', 'PostTrainLoss',
-           'PostTrainResult', 'pose_reward', 'finished', 'posttrain']
+__all__ = ['CHECKPOINTING', 'GIVEN', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrainConfig', 'PairConditions', 'body_masks',
+           'fit_foreground', 'condition_pairs', 'prepare_weights', 'check_handover', 'TrainingSamples', 'PostTrainLoss',
+           'PostTrainResult', 'pose_reward', 'finished', 'load_tuned', 'posttrain']
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #9039a371
 CHECKPOINTING = ("none", "blocks", "calls", "both")
+GIVEN = ("estimate", "truth", "mixed")
 
 
 @dataclass
@@ -71,6 +73,10 @@ class PostTrainConfig(LoopConfig):
     reward: str = "maps"
     reward_radius: float = 0.0  # score the worst latent nearby, root mean square of the step; 0 = off
     perceptual_weights: str = ""  # safetensors file of VGG16, for the term "perceptual"
+    # which joints a network is given that takes a pose: what the "estimate" says, the "truth", or "mixed", the truth
+    # for
+    # every other pair
+    given: str = "estimate"
     kl_weight: float = 1.0  # w_KL
     # what it compares: "noise" (the paper) or "prediction" (the raw answer); see chapter reward_gradients
     kl_on: str = "noise"
@@ -89,6 +95,7 @@ class PostTrainConfig(LoopConfig):
         super().__post_init__()
         require(self.estimator in (*ESTIMATORS, "async"), "estimator", self.estimator,
                 f"one of {', '.join((*ESTIMATORS, 'async'))}")
+        require(self.given in GIVEN, "given", self.given, f"one of {', '.join(GIVEN)}")
         require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "at least 0")
         require(self.kl_on in KL_ON, "kl_on", self.kl_on, f"one of {', '.join(KL_ON)}")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -141,6 +148,17 @@ class PairConditions:
     def digest(self) -> str:
         "What a run that learns from these pairs is made from."
         return self.made_from or digest_of(self.photos, self.descriptors, self.joints, self.masks, self.given)
+
+    def told(self, given: str) -> PairConditions:
+        """The same pairs with other joints as the condition, see `PostTrainConfig.given`. ValueError where there is no
+        estimate, and so nobody who could be told anything later."""
+        if given == "estimate":
+            return self
+        if self.given is None:
+            raise ValueError(f"setting 'given' is {given!r}, but this pipeline has no pose estimator; needed "
+                             "'estimate'")
+        truth = torch.ones(len(self), dtype=torch.bool) if given == "truth" else torch.arange(len(self)) % 2 == 1
+        return replace(self, given=torch.where(truth[:, None, None], self.joints, self.given))
 
 
 OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell and side, then averaged
@@ -412,6 +430,16 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
                            folder / "lora")
 
 
+def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
+    """Who draws after a run that left its `config.json` and `lora/` in `folder`, on top of the base `unet`, which stays
+    as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
+    path = Path(folder) / "config.json"
+    config = config_from(PostTrainConfig, read_json(path), str(path))
+    tuned = copy.deepcopy(unet)
+    load_lora(tuned, Path(folder) / "lora")
+    return HandOver(merged(tuned), unet, config.base_below)
+
+
 def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor,
               data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
               on_step: Callable[[int], None] | None = None, foreground: ForegroundMap | None = None,
@@ -438,8 +466,8 @@ def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMSched
     unet.eval()  # no dropout; gradient checkpointing depends on gradients being on, not on training mode
     if config.compile_network:
         unet.compile()
-    loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score, data,
-                         prompt_embeds, rig, config)
+    loss = PostTrainLoss(unet, base if base is None else base.to(accelerator.device), scheduler, score,
+                         data.told(config.given), prompt_embeds, rig, config)
     callback = None if validator is None else validator(loss.training_samples.drawing, score, run)
     result = optimise(run, loss, config, "posttrain", accelerator, on_step, callback)
     if accelerator.is_main_process:
