@@ -44,6 +44,7 @@ from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
 from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, failed_gates, plant_fault, reference_colors
+from drpose.pairs.control_drawing import CONTROLS, draw_control
 from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
@@ -207,6 +208,13 @@ def people(device, folder):
     taken = photograph(body, poses, draw_crowd(body, [1, 2, 3]), ViewRig((0.0, 180.0)), 48)
     images, framing = RenderAnimator(body, 32).animate(poses, 7)
     return {"colors": taken.views.colors, "images": images, "scale": framing.scale}
+
+
+@check("what a pose-conditioned model is shown")
+def controls(device, folder):
+    body = load_body().to(device)(some_poses().to(device))
+    framing = frame_by_diagonal(body.vertices)
+    return {kind: draw_control(kind, body, framing, 48) for kind in CONTROLS}
 
 
 @check("poses and their choice")
