@@ -26,7 +26,7 @@ from .driving import DrivenAnimator, Portrait
 # %% auto #0
 __all__ = ['write_video', 'read_video', 'SCAILAnimator']
 
-# %% ../../nbs/pairs/07_scail_animator.ipynb #8ab1a22f
+# %% ../../nbs/pairs/07_scail_animator.ipynb #56af4764
 _FPS = 16  # of Wan and its relatives
 
 
@@ -44,7 +44,8 @@ def write_video(path: str | Path, frames: Tensor) -> None:
     "Frames (T, 3, H, W) in [0, 1] as an MP4 without loss but for rounding to eight bits and to video's colours."
     levels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
     writer = _ffmpeg().write_frames(str(path), (frames.shape[3], frames.shape[2]), fps=_FPS, codec="libx264",
-                                    pix_fmt_out="yuv444p", output_params=["-qp", "0"], macro_block_size=1)
+                                    pix_fmt_out="yuv444p", quality=None, output_params=["-qp", "0"],
+                                    macro_block_size=1)
     writer.send(None)
     for frame in levels:
         writer.send(frame)
@@ -62,7 +63,7 @@ def read_video(path: str | Path) -> Tensor:
         raise ValueError(f"{path}: cannot be read as a video ({said}), needed frames") from None
     return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
 
-# %% ../../nbs/pairs/07_scail_animator.ipynb #bafad4f1
+# %% ../../nbs/pairs/07_scail_animator.ipynb #41b9c7c0
 _COLOR = (1.0, 0.0, 0.0)  # of the one person, in both masks: any of the program's six colours that is not a ground's
 
 
