@@ -14,6 +14,7 @@ import tiny_animators
 import torch
 from diffusers import WanAnimatePipeline, WanVACEPipeline
 from PIL import Image
+from test_jobs import check_settings, execute, notebook
 
 from drpose.pairs import diffusion_animators
 from drpose.pairs.animators import ANIMATORS, load_animator, painted_poses
@@ -246,6 +247,20 @@ def test_folders_that_are_no_such_model(models, body_model, tmp_path):
     (tmp_path / "odd" / "extra.py").write_text("")
     with pytest.raises(ValueError, match="extra.py: is a program"):
         tiny("wan-vace", models, body_model, model=str(tmp_path / "odd")).animate(poses, 1)
+
+
+def test_the_job_paints_with_a_model(models, tmp_path):
+    "From the job's parameters to verified pairs and a picture of what the model is shown; settings of other animators are refused."
+    path = notebook("build_dataset.ipynb")
+    done = execute(path, tmp_path, animator="wan-vace", image_size=48, anchors=2, length=2, calibration=2, channels="rgb", **models["wan-vace"])
+    pairs = PosePairs(tmp_path / "run" / "pairs")
+    assert len(pairs) == 4 and not verify_dataset(tmp_path / "run" / "pairs")
+    (shown,) = [cell for cell in done.cells if "painter.controls" in cell.source]
+    assert any("image/png" in output.get("data", {}) for output in shown.outputs)
+    with pytest.raises(ValueError, match="setting 'checkout' is '.*', but needs to be empty: the animator 'wan-vace' has no such setting"):
+        check_settings(path, animator="wan-vace", checkout="somewhere")
+    with pytest.raises(ValueError, match="the animator 'render' has no such setting"):
+        check_settings(path, model="Wan-AI/Wan2.1-VACE-14B-diffusers")
 
 
 def test_all_are_known_by_name():

@@ -63,7 +63,7 @@ def read_video(path: str | Path) -> Tensor:
         raise ValueError(f"{path}: cannot be read as a video ({said}), needed frames") from None
     return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
 
-# %% ../../nbs/pairs/07_scail_animator.ipynb #41b9c7c0
+# %% ../../nbs/pairs/07_scail_animator.ipynb #9ca67806
 _COLOR = (1.0, 0.0, 0.0)  # of the one person, in both masks: any of the program's six colours that is not a ground's
 
 
@@ -104,14 +104,16 @@ class SCAILAnimator(DrivenAnimator):
                 "rendered_v2.mp4": self.controls(body, framing), "rendered_mask_v2.mp4": driver * color.to(driver)}
 
     def command(self, folder: Path, prompt: str, seed: int) -> list[str]:
-        "What is typed to turn the files in a folder into out.mp4 there."
-        given = {"model": "SCAIL-14B", "ckpt_dir": self.weights, "scail_path": self.model,
+        "What is typed, in the checkout, to turn the files in a folder into out.mp4 there."
+        places = (str(Path(name).absolute()) if Path(name).exists() else name
+                  for name in (self.python, self.weights, self.model))  # they are meant from here
+        python, weights, model = places
+        given = {"model": "SCAIL-14B", "ckpt_dir": weights, "scail_path": model,
                  "target_h": self.image_size, "target_w": self.image_size, "image": folder / "ref.png",
                  "mask_image": folder / "ref_mask.png", "pose": folder / "rendered_v2.mp4",
                  "mask_video": folder / "rendered_mask_v2.mp4", "prompt": prompt, "save_file": folder / "out.mp4",
                  "sample_steps": self.steps, "sample_guide_scale": self.guidance, "base_seed": seed % 2**31}
-        return [self.python, "generate.py", *(text for name, value in given.items()
-                                              for text in (f"--{name}", str(value)))]
+        return [python, "generate.py", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]
 
     def paint(self, body: Body, framing: Framing, portrait: Portrait, prompt: str, seed: int) -> Tensor:
         "Frames (T, 3, S, S) of the portrait's person, who moves as T bodies do."
