@@ -54,6 +54,7 @@ def cache(tmp_path_factory, monkeypatch):
     "Prompts are kept in a folder of this file's tests."
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setattr(diffusion_animators, "HF_HOME", str(folder))
+    monkeypatch.setenv("HF_HOME", str(folder))  # of the kernels that are started
     return folder
 
 

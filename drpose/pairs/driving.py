@@ -72,7 +72,7 @@ def driven_clips(poses: Pose, body_model: BodyModel, shortest: int = 1) -> list[
             else DrivenClip(Pose.cat([clip.poses] + [clip.poses[-1]] * (shortest - len(clip.poses))), clip.kept)
             for clip in clips]  # fmt: skip
 
-# %% ../../nbs/pairs/05_driving.ipynb #628cc508
+# %% ../../nbs/pairs/05_driving.ipynb #7c546170
 _FRONT = ViewRig((0.0,))
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -117,7 +117,8 @@ def portrait_of(person: int, body_model: BodyModel, size: int, folder: str = "")
     if folder:
         path = _portrait_file(person, Path(folder))
         photo = prepare_photo(path, crop_size=round(0.8 * size), frame=size)
-        return Portrait(photo.body, photo.alpha, _betas_file(path))
+        device = body_model.joint_template.device
+        return Portrait(photo.body.to(device), photo.alpha.to(device), _betas_file(path))
     crowd = draw_crowd(body_model, [person])
     views = photograph(body_model, _arms_lowered(), crowd, _FRONT, size).views
     return Portrait(views.colors[0, 0], views.masks[0, 0], crowd.betas[0])
