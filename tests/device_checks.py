@@ -257,7 +257,7 @@ def sets(device, folder):
     build_dataset(plan_dataset(4, candidates=2, body_model=body), folder / "pairs", RenderAnimator(body))
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
     clips = build_dataset(plan_clips(embedded_clips(), 2, 3, body_model=body), folder / "clips", RenderAnimator(body, 32), checks=True)
-    stats = dataset_stats(clips, body_model=body)
+    stats = dataset_stats(clips, {"overlap": 0.5}, body)
     return {"measured": torch.tensor(list(stats["scores"].values())), "images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
             "photos": photos.float() / 255, "joints in photos": joints}
 

@@ -129,7 +129,7 @@ def _skeletons(look: _Look, body: Body, framing: Framing, size: int) -> Tensor:
              zip(flat, seen.cpu().numpy(), joints, shown[:, len(_HEAD) :].cpu().numpy(), strict=True)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).to(body.vertices) / 255
 
-# %% ../../nbs/pairs/04_control_drawing.ipynb #a9f91d90
+# %% ../../nbs/pairs/04_control_drawing.ipynb #05047518
 _RADIUS = 0.0215  # metres
 _CYLINDERS = (  # SMPL-X joints at both ends, colour
     (12, 17, (255, 0, 0)), (12, 16, (0, 255, 255)), (17, 19, (255, 85, 0)), (19, 21, (255, 170, 0)),
@@ -174,7 +174,7 @@ def _cylinders(body: Body, framing: Framing, size: int) -> Tensor:
     shine = toward.pow(32) / 2
     return ((drawn * (0.3 + 0.7 * toward)[:, None] + shine[:, None]) * (fade * mask)[:, None]).clamp(0, 1)
 
-# %% ../../nbs/pairs/04_control_drawing.ipynb #464c50b3
+# %% ../../nbs/pairs/04_control_drawing.ipynb #404237a5
 def _lit(body: Body, framing: Framing, size: int, colors: Tensor | None = None) -> tuple[Tensor, ...]:
     """Of T bodies' pictures: the normal's share toward the viewer (T, S, S), colours (T, 3, S, S), mask and depth
     (T, S, S)."""

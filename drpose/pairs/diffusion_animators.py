@@ -36,7 +36,7 @@ from .driving import DrivenAnimator, Portrait
 # %% auto #0
 __all__ = ['ANIMATORS', 'encoded_prompts', 'DiffusionAnimator', 'WanVACEAnimator', 'WanAnimateAnimator', 'QwenControlNetAnimator']
 
-# %% ../../nbs/pairs/06_diffusion_animators.ipynb #a197d4e9
+# %% ../../nbs/pairs/06_diffusion_animators.ipynb #a62d7974
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _TEXT_ROWS = 512  # of Wan's text
 
@@ -77,6 +77,8 @@ def encoded_prompts(encode: Callable, folder: Path, prompts: list[str], dtype: s
         kept = {"text": found.detach().cpu().contiguous()}
         write_atomic(places[prompt], lambda temporary, kept=kept: save_file(kept, temporary))
     gc.collect()  # the encoder's weights leave before the painter's come
+    if missing and device.type == "cuda":
+        torch.cuda.empty_cache()
     return [read_tensors(places[prompt], "the encoding of a prompt", ["text"])["text"] for prompt in prompts]
 
 # %% ../../nbs/pairs/06_diffusion_animators.ipynb #5e0b1465
@@ -119,7 +121,7 @@ def _opened(kind: type, folder: Path, dtype: str, device: torch.device, controln
                                         **more)
     return _placed(pipeline, device)
 
-# %% ../../nbs/pairs/06_diffusion_animators.ipynb #ac49e873
+# %% ../../nbs/pairs/06_diffusion_animators.ipynb #95425b32
 @dataclass
 class DiffusionAnimator(DrivenAnimator):
     """A pipeline of diffusers as an animator. ValueError for settings that cannot be; errors in a model's folder
@@ -143,6 +145,13 @@ class DiffusionAnimator(DrivenAnimator):
     @property
     def device(self) -> torch.device:
         return self.body_model.joint_template.device
+
+    @property
+    def description(self) -> str:
+        "For the card: which weights, and how they were asked."
+        return (f"{self.model} (revision {self.revision}, {self.steps} steps, guidance {self.guidance:g}, "
+                f"{self.dtype}), "
+                f"{super().description}")
 
     @abstractmethod
     def _parts(self) -> tuple[type, Path, Path | None, Callable]:
@@ -229,7 +238,7 @@ class WanAnimateAnimator(DiffusionAnimator):
                            generator=torch.Generator().manual_seed(seed), **_padded_text(told))
         return _frames(painted.frames[0], shown)
 
-# %% ../../nbs/pairs/06_diffusion_animators.ipynb #ddb4f09c
+# %% ../../nbs/pairs/06_diffusion_animators.ipynb #008170c3
 _WHO = ("a woman in her twenties with short dark hair", "a tall man with a beard", "an elderly woman with grey hair",
         "a young man with curly hair", "a stocky man with a shaved head",
         "an athletic woman with a ponytail")  # fmt: skip

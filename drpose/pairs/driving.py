@@ -123,7 +123,7 @@ def portrait_of(person: int, body_model: BodyModel, size: int, folder: str = "")
     views = photograph(body_model, _arms_lowered(), crowd, _FRONT, size).views
     return Portrait(views.colors[0, 0], views.masks[0, 0], crowd.betas[0])
 
-# %% ../../nbs/pairs/05_driving.ipynb #ac474767
+# %% ../../nbs/pairs/05_driving.ipynb #4c827cba
 @dataclass
 class DrivenAnimator(ABC):
     """What animators share that are shown a driven body and a portrait; a subclass says how it paints.
@@ -150,6 +150,12 @@ class DrivenAnimator(ABC):
                              f"{', '.join(CONTROLS)}, in 'rgb' or 'bgr'")
         if not self.prompts or not all(isinstance(prompt, str) and prompt for prompt in self.prompts):
             raise ValueError(f"{name}: prompts are {self.prompts!r}, needed at least one text and none empty")
+
+    @property
+    def description(self) -> str:
+        "For the card of a data set: who painted whom, shown what."
+        who = "The people are those of a folder of portraits" if self.portraits else "The people do not exist"
+        return f"{type(self).__name__}, shown {self.control} ({self.channels}) at {self.image_size} pixels. {who}"
 
     @abstractmethod
     def paint(self, body: Body, framing: Framing, portrait: Portrait, prompt: str, seed: int) -> Tensor:

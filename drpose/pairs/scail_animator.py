@@ -63,7 +63,7 @@ def read_video(path: str | Path) -> Tensor:
         raise ValueError(f"{path}: cannot be read as a video ({said}), needed frames") from None
     return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
 
-# %% ../../nbs/pairs/07_scail_animator.ipynb #9ca67806
+# %% ../../nbs/pairs/07_scail_animator.ipynb #fcf4129b
 _COLOR = (1.0, 0.0, 0.0)  # of the one person, in both masks: any of the program's six colours that is not a ground's
 
 
@@ -95,6 +95,13 @@ class SCAILAnimator(DrivenAnimator):
             raise FileNotFoundError(f"{Path(self.checkout).absolute()}: holds no generate.py, needed a checkout of "
                                     "SCAIL-2, "
                                     "branch wan-scail2")
+
+    @property
+    def description(self) -> str:
+        "For the card: which weights, and how they were asked."
+        return (
+            f"SCAIL-2 ({Path(self.model).name}, {self.steps} steps, guidance {self.guidance:g}), {super().description}"
+        )
 
     def inputs(self, body: Body, framing: Framing, portrait: Portrait) -> dict[str, Tensor]:
         "What each of the four files shows: (3, S, S) of the portrait, (T, 3, S, S) of T driving bodies; in [0, 1]."
