@@ -83,6 +83,7 @@ def test_from_a_plan_to_checked_shards(name, models, plan, body_model, tmp_path)
     assert len(pairs) == 6 and not verify_dataset(folder) and pairs[0]["image"].shape == (3, 48, 48)
     assert scores["overlap"].isfinite().all() and scores["identity"].isfinite().all()
     assert torch.equal(pairs.poses().betas, animator.betas_of(plan.drawn.people))
+    assert f"- **Painted by**: {animator.model} (revision main, 2 steps, " in (card := (folder / "README.md").read_text()) and f"shown {animator.control} ({animator.channels}) at 48 pixels. The people do not exist.\n" in card
     images, framing = animator.animate(plan.drawn.poses[:3], plan.drawn.people[0], seed=5)
     again, _ = animator.animate(plan.drawn.poses[:3], plan.drawn.people[0], seed=5)
     other, _ = animator.animate(plan.drawn.poses[:3], plan.drawn.people[0], seed=6)
