@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))
 
+import tiny_animators  # noqa: E402
 import tiny_parts  # noqa: E402
 from project_files import NOTEBOOKS, code_cells, parameter_cells, source  # noqa: E402
 
@@ -44,6 +45,10 @@ from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
 from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, failed_gates, plant_fault, reference_colors
+from drpose.pairs.control_drawing import CONTROLS, draw_control
+from drpose.pairs.driving import DrivenAnimator, driven_clips, portrait_of
+from drpose.pairs import diffusion_animators  # noqa: E402
+from drpose.pairs.diffusion_animators import WanVACEAnimator
 from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
@@ -209,6 +214,28 @@ def people(device, folder):
     return {"colors": taken.views.colors, "images": images, "scale": framing.scale}
 
 
+@check("what a pose-conditioned model is shown")
+def controls(device, folder):
+    body = load_body().to(device)(some_poses().to(device))
+    framing = frame_by_diagonal(body.vertices)
+    return {kind: draw_control(kind, body, framing, 48) for kind in CONTROLS}
+
+
+@check("clips for a video model, painted")
+def driven(device, folder):
+    @dataclasses.dataclass
+    class Ink(DrivenAnimator):
+        def paint(self, body, framing, portrait, prompt, seed):
+            return 1 - self.controls(body, framing) * portrait.image.mean((1, 2))[:, None, None]
+
+    body, poses = load_body().to(device), embedded_clips()["wave"].poses[[0, 6]]
+    (clip,), portrait = driven_clips(poses.to(device), body), portrait_of(5, body, 32)
+    painted, framing = Ink(body, 32).animate(poses, [5, 5])
+    diffusion_animators.HF_HOME = str(folder)  # encoded prompts are kept there
+    generated, _ = WanVACEAnimator(body, 32, model=str(tiny_animators.wan_vace(folder / "vace")), steps=1, dtype="float32").animate(poses, [5, 5])
+    return {"clip": clip.poses.axis_angles, "portrait": portrait.image, "painted": painted, "scale": framing.scale, "generated": generated}
+
+
 @check("poses and their choice")
 def poses(device, folder):
     body, drawn = load_body().to(device), some_poses(8).to(device)
@@ -230,7 +257,7 @@ def sets(device, folder):
     build_dataset(plan_dataset(4, candidates=2, body_model=body), folder / "pairs", RenderAnimator(body))
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
     clips = build_dataset(plan_clips(embedded_clips(), 2, 3, body_model=body), folder / "clips", RenderAnimator(body, 32), checks=True)
-    stats = dataset_stats(clips, body_model=body)
+    stats = dataset_stats(clips, {"overlap": 0.5}, body)
     return {"measured": torch.tensor(list(stats["scores"].values())), "images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
             "photos": photos.float() / 255, "joints in photos": joints}
 

@@ -21,7 +21,7 @@ from project_files import RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, parameter_cell
 from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 
-OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "ftfy", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
+OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
 OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
 A_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 

@@ -20,7 +20,8 @@ __all__ = ['ANIMATORS', 'Animator', 'RenderAnimator', 'painted_poses', 'load_ani
 # %% ../../nbs/pairs/01_animators.ipynb #b17e8840
 class Animator(Protocol):
     """Turns poses into pictures of one person: `animate(poses, person)` gives images (T, 3, H, W) in [0, 1] and the
-    `Framing` of each. One with an attribute `takes_seed = True` is given `seed=` as well, the same for a whole clip."""
+    `Framing` of each. One with an attribute `takes_seed = True` is given `seed=` as well, the same for a whole clip;
+    one whose people have shapes of their own says them: `betas_of(people)`, (T, 10)."""
 
     def animate(self, poses: Pose, person: int | list[int]) -> tuple[Tensor, Framing]: ...
 
@@ -40,15 +41,17 @@ class RenderAnimator:
         pictures = photograph(self.body_model, poses, crowd, self.rig, self.image_size)
         return pictures.views.colors[:, 0], pictures.framing
 
+    def betas_of(self, people: list[int]) -> Tensor:
+        "The shapes (T, 10) of people by their numbers."
+        return draw_crowd(self.body_model, people).betas
 
-ANIMATORS = {"render": RenderAnimator}
+
+ANIMATORS: dict[str, type] = {"render": RenderAnimator}  # later chapters add theirs, and so may you
 
 
 def painted_poses(animator: Animator, poses: Pose, people: list[int]) -> Pose:
-    "The poses with the betas that `animator` paints: the renderer's people have their own, others paint the poses'."
-    if not isinstance(animator, RenderAnimator):
-        return poses
-    return poses.with_betas(draw_crowd(animator.body_model, people).betas)
+    "The poses with the betas that `animator` paints: its people's own where they have some, else the poses'."
+    return poses.with_betas(animator.betas_of(people)) if hasattr(animator, "betas_of") else poses
 
 
 def load_animator(name: str = "render", body_model: BodyModel | None = None, **options) -> Animator:

@@ -296,7 +296,8 @@ def build_dataset(
     run_tasks(_build_shard, [(folder, shard, animator, checks, detector) for shard in missing], workers)
     with alone(folder, "finishes pairs", "manifest", wait=60):
         if all((folder / "data" / f"{shard}.parquet").exists() for shard in shards):
-            _finish(folder, shards, type(animator).__name__)
+            _finish(folder, shards, getattr(animator, "description",
+                                            f"{type(animator).__name__}. The people do not exist"))
     return folder
 
 
@@ -346,7 +347,7 @@ Each row is one picture (PNG), the SMPL-X pose it was painted from (`axis_angles
 `betas`; `transl`, metres; +Y up, +X the subject's left, +Z out of the chest) and the place of the picture's frame in
 that space: framed = (point - `frame_center`) * `frame_scale` lies in [-0.5, 0.5], x to the picture's right, y up.
 
-- **Painted by**: {animator}. The people do not exist.
+- **Painted by**: {animator}.
 - **Poses**: {sequences} sequences; plan: {plan}. Poses keep the licence of the motion that they come from.
 - **Splits**: {splits}. A sequence and a person belong to one split only.
 - **Checks**: `scores` holds what was measured of each picture against its label ({checked} of {pairs}); nothing was
@@ -524,7 +525,7 @@ def dataset_stats(folder: str | Path, limits: dict[str, float] | None = None,
     `limits` the share that passes, by gate and by the tilt of the trunk: filters love to delete exactly the acrobatic
     poses."""
     pairs, folder = PosePairs(folder), Path(folder)
-    tilt, scores = trunk_tilt(pairs.poses(), body_model).rad2deg(), pairs.scores()
+    tilt, scores = trunk_tilt(pairs.poses(), body_model).rad2deg().cpu(), pairs.scores()
     stats = {"pairs": len(pairs), "people": len(set(pairs.table["person"].to_pylist())),
              "bytes": sum(path.stat().st_size for path in folder.rglob("*.parquet")),
              "tilt": {name: int(((low <= tilt) & (tilt < high)).sum()) for name, (low, high) in TILT_BINS.items()},
