@@ -73,7 +73,7 @@ def test_a_killed_stream_goes_on_where_it_was(pairs, stop):
 def test_a_stream_of_another_process_gives_the_same(folder, pairs):
     "Nothing of the order depends on the process that asks."
     code = f"from drpose.pairs.dataset import PosePairs; from drpose.pairs.streaming import PairStream; print(PairStream(PosePairs({str(folder)!r}), 5).own_order().tolist())"
-    ran = run_python(code)
+    ran = run_python(code, cwd=folder, timeout=300)
     assert json.loads(ran.stdout) == PairStream(pairs, 5).own_order().tolist(), ran.stderr[-500:]
 
 

@@ -700,7 +700,7 @@ DIFFICULTY_BINS = {"easy": (0.0, 0.7), "medium": (0.7, 1.4), "hard": (1.4, math.
 
 def near_duplicates(pairs: PosePairs, body_model: BodyModel | None = None) -> int:
     "How many pairs show a pose within NEAR_DUPLICATE of an earlier one of another clip."
-    features = pose_features(pairs.poses(), body_model)
+    features = pose_features(pairs.poses(), body_model).cpu()
     names = pairs.table["clip_id"].to_pylist() if "clip_id" in pairs.table.column_names else list(range(len(pairs)))
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
     clip, found = torch.tensor([numbers[name] for name in names]), 0
@@ -717,8 +717,8 @@ def dataset_stats(folder: str | Path, limits: dict[str, float] | None = None,
     gates measured (median, 1st and 99th percentile), how many are of which attempt, and with `limits` the share that
     passes, by gate, tilt of the trunk, difficulty and kind: filters love to delete exactly the acrobatic poses."""
     pairs, folder = PosePairs(folder), Path(folder)
-    tilt, scores = trunk_tilt(pairs.poses(), body_model).rad2deg(), pairs.scores()
-    difficulty, kinds = pose_difficulty(pairs.poses(), body_model), pairs.table["set"].to_pylist()
+    tilt, scores = trunk_tilt(pairs.poses(), body_model).rad2deg().cpu(), pairs.scores()
+    difficulty, kinds = pose_difficulty(pairs.poses(), body_model).cpu(), pairs.table["set"].to_pylist()
     groups = {"tilt": {name: (low <= tilt) & (tilt < high) for name, (low, high) in TILT_BINS.items()},
               "difficulty": {name: (low <= difficulty) & (difficulty < high)
                              for name, (low, high) in DIFFICULTY_BINS.items()},
