@@ -82,7 +82,7 @@ from drpose.people.selection import (diversity, farthest_point_sampling, geodesi
                                      pose_features)
 from drpose.pictures.plots import contact_sheet, mesh_figure, plot_skeleton, show_views, tint_maps
 from drpose.multiview.scans import encode_scans, normals_seen_from, read_scan, render_scan, render_scans
-from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, posttrain
+from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, kept_conditions, posttrain
 
 Device = str | torch.device
 Check = Callable[[Device, Path], dict]
@@ -246,7 +246,8 @@ def sets(device, folder):
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
     clips = build_dataset(plan_clips(embedded_clips(), 2, 3, body_model=body), folder / "clips", RenderAnimator(body, 32), checks=True)
     stats = dataset_stats(clips, body_model=body)
-    shared = plan_clips(embedded_clips(), 3, 3, body_model=body, selection="shares").drawn
+    few = {name: embedded_clips()[name] for name in ("cartwheel", "walk")}
+    shared = plan_clips(few, 2, 3, body_model=body, selection="shares").drawn
     return {"measured": torch.tensor(list(stats["scores"].values())), "images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
             "photos": photos.float() / 255, "joints in photos": joints, "shares": shared.poses.axis_angles}
 
@@ -402,7 +403,7 @@ def scans(device, folder):
     build_dataset(plan_dataset(4), folder / "pairs")
     ours = pipeline_on(device)
     held_out = pair_benchmark("hard", PosePairs(folder / "pairs"), 4, ours, load_body(), TINY_RIG, outlines=True)
-    conditions = condition_pairs(PosePairs(folder / "pairs"), ours, load_body().to(device), outlines=TINY_RIG)
+    conditions = kept_conditions(folder / "kept", PosePairs(folder / "pairs"), ours, load_body().to(device), outlines=TINY_RIG)
     return {"colors": colors, "normals": normals, "latents": data.latents, "photos": conditions.photos, "masks": conditions.masks, "held out": held_out.truth.joints}
 
 

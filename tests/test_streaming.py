@@ -131,3 +131,33 @@ def test_pairs_that_stand_alone_have_tar_files_too(tmp_path):
     (path,) = export_webdataset(folder, tmp_path / "tar")
     with tarfile.open(path) as tar:
         assert len(tar.getnames()) == 6
+
+
+def test_what_the_encoders_make_of_pairs_is_kept(tmp_path):
+    "The second run reads what the first one made; other pairs or other encoders make their own."
+    import dataclasses
+
+    from drpose.ground.model_files import embedded_models
+    from drpose.multiview.pipeline import MultiViewPipeline
+    from drpose.pictures.cameras import TINY_RIG
+    from drpose.posttraining.launching import PostTrainSources
+    from drpose.posttraining.post_training import condition_pairs, kept_conditions
+
+    body, pipeline = load_body(), MultiViewPipeline.from_pretrained(embedded_models() / "pipeline")
+    pairs = PosePairs(build_dataset(plan_dataset(3, body_model=body), tmp_path / "pairs"))
+    made = condition_pairs(pairs, pipeline, body, outlines=TINY_RIG)
+    first = kept_conditions(tmp_path / "kept", pairs, pipeline, body, outlines=TINY_RIG)
+    (path,) = (tmp_path / "kept").glob("*.safetensors")
+    before = path.stat().st_mtime_ns
+    again = kept_conditions(tmp_path / "kept", pairs, pipeline, body, outlines=TINY_RIG)
+    for name in ("photos", "descriptors", "joints", "masks"):
+        assert torch.equal(getattr(made, name), getattr(first, name)) and torch.equal(getattr(made, name), getattr(again, name)), name
+    assert made.digest() == first.digest() == again.digest() and path.stat().st_mtime_ns == before and first.given is None
+    with torch.no_grad():
+        next(pipeline.vae.parameters()).add_(0.01)
+    kept_conditions(tmp_path / "kept", pairs, pipeline, body, outlines=TINY_RIG)
+    kept_conditions(tmp_path / "kept", pairs, pipeline, body)
+    other = PosePairs(build_dataset(plan_dataset(3, seed=9, body_model=body), tmp_path / "others"))
+    kept_conditions(tmp_path / "kept", other, pipeline, body)
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 4
+    assert "conditions" in {field.name for field in dataclasses.fields(PostTrainSources)}

@@ -652,6 +652,10 @@ class PosePairs(torch.utils.data.Dataset):
         return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]),
                 torch.tensor([row["frame_scale"]])), "set": row["set"], "person": row["person"]}
 
+    def digest(self) -> str:
+        "What tells these pairs from others: changes with any byte of their files."
+        return digest_of(sorted({path for _, path, _ in self.pictures.groups}), len(self))
+
     def groups(self) -> list[range]:
         "Which pairs lie together in a file and are read at once, in order."
         firsts = [first for first, _, _ in self.pictures.groups] + [len(self)]
