@@ -40,7 +40,7 @@ from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photogr
 from drpose.pairs.animators import RenderAnimator, painted_poses  # noqa: E402
 from drpose.people.bodies import Body, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.reward.calibration import calibrate, rank_correlation, rotate_joint  # noqa: E402
-from drpose.people.clips import embedded_clips
+from drpose.people.clips import Clip, embedded_clips
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
@@ -81,11 +81,13 @@ from drpose.pictures.rendering import find_hits, render_views, skeleton_maps  # 
 from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
 from drpose.ground.trainer import RunDirectory, new_accelerator  # noqa: E402
 from drpose.ground.model_files import embedded_models
+from drpose.people.anchors import choose_anchors, coverage_radius, diversity_report, frame_facts
+from drpose.people.recordings import clean_parts, frame_faults, resample
 from drpose.people.selection import (diversity, farthest_point_sampling, geodesic_features, pose_difficulty,
                                      pose_features)
 from drpose.pictures.plots import contact_sheet, mesh_figure, plot_skeleton, show_views, tint_maps
 from drpose.multiview.scans import encode_scans, normals_seen_from, read_scan, render_scan, render_scans
-from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, posttrain
+from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, kept_conditions, posttrain
 
 Device = str | torch.device
 Check = Callable[[Device, Path], dict]
@@ -248,6 +250,19 @@ def poses(device, folder):
     }  # fmt: skip
 
 
+@check("motion on its way to pictures")
+def motion(device, folder):
+    body, walk = load_body().to(device), embedded_clips()["cartwheel"]
+    clip = resample(Clip(walk.poses.to(device), walk.fps, walk.name), 20.0)
+    facts, features = frame_facts(clip, body), pose_features(clip.poses, body)
+    chosen = choose_anchors(features, facts.bins(), 5)
+    report = diversity_report(clip.poses[chosen], clip.poses, clip.poses[:3], None, body)
+    faults = frame_faults(clip, body)
+    return {"finer": clip.poses.axis_angles, "tilt": facts.tilt, "speed": facts.speed, "support": facts.support, "chosen": chosen, **faults,
+            "parts": clean_parts(clip, body, 8)[0].poses.transl, "report": torch.tensor([report.joint_spread, report.spread_ratio, report.coverage_radius]),
+            "radius": torch.tensor(coverage_radius(features[chosen], features))}  # fmt: skip
+
+
 @check("pairs, sets and latents")
 def sets(device, folder):
     body, vae = load_body().to(device), pipeline_on(device).vae
@@ -258,8 +273,10 @@ def sets(device, folder):
     photos, joints = render_photos(plan_dataset(3, selection="random", body_model=body), body)
     clips = build_dataset(plan_clips(embedded_clips(), 2, 3, body_model=body), folder / "clips", RenderAnimator(body, 32), checks=True)
     stats = dataset_stats(clips, {"overlap": 0.5}, body)
+    few = {name: embedded_clips()[name] for name in ("cartwheel", "walk")}
+    shared = plan_clips(few, 2, 3, body_model=body, selection="shares").drawn
     return {"measured": torch.tensor(list(stats["scores"].values())), "images": rendered.images, "latents": latents.latents, "pair": PosePairs(folder / "pairs")[3]["image"],
-            "photos": photos.float() / 255, "joints in photos": joints}
+            "photos": photos.float() / 255, "joints in photos": joints, "shares": shared.poses.axis_angles}
 
 
 @check("pictures against their labels")
@@ -413,7 +430,7 @@ def scans(device, folder):
     build_dataset(plan_dataset(4), folder / "pairs")
     ours = pipeline_on(device)
     held_out = pair_benchmark("hard", PosePairs(folder / "pairs"), 4, ours, load_body(), TINY_RIG, outlines=True)
-    conditions = condition_pairs(PosePairs(folder / "pairs"), ours, load_body().to(device), outlines=TINY_RIG)
+    conditions = kept_conditions(folder / "kept", PosePairs(folder / "pairs"), ours, load_body().to(device), outlines=TINY_RIG)
     return {"colors": colors, "normals": normals, "latents": data.latents, "photos": conditions.photos, "masks": conditions.masks, "held out": held_out.truth.joints}
 
 

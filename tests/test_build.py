@@ -191,3 +191,120 @@ def test_an_animator_may_take_the_clips_seed(plan, body_model, tmp_path):
     folder = build_dataset(plan, tmp_path, animator)
     planned = {row["seed"] for row in pq.read_table(folder / "plan.parquet").to_pylist()}
     assert len(animator.calls) == 9 and all(count == 3 and len(people) == 1 for count, people, _ in animator.calls) and {seed for *_, seed in animator.calls} == planned
+
+
+# ---- a share for each kind of difficulty, and what is refused painted again ----
+
+
+@pytest.fixture(scope="module")
+def shared_plan(body_model):
+    return plan_clips(embedded_clips(), 16, 4, seed=1, test_share=0.3, body_model=body_model, selection="shares")
+
+
+def test_shares_have_even_steps_and_no_near_duplicates(shared_plan, body_model):
+    from drpose.people.selection import pose_features
+
+    features = pose_features(shared_plan.drawn.poses, body_model).unflatten(0, (16, 4))
+    steps = features.diff(dim=1).norm(dim=-1)
+    assert steps.min() > 0.0499 and steps.max() < 0.121
+    between = torch.cdist(features.flatten(0, 1), features.flatten(0, 1))
+    between[torch.tensor(shared_plan.clips)[:, None] == torch.tensor(shared_plan.clips)] = 1.0
+    assert between.min() > 0.0299
+    assert shared_plan.settings["selection"] == "shares" and len(set(shared_plan.drawn.sets)) > 9 and all(kind.count(",") == 2 for kind in shared_plan.drawn.sets)
+    again = plan_clips(embedded_clips(), 16, 4, seed=1, test_share=0.3, body_model=body_model, selection="shares")
+    assert torch.equal(again.drawn.poses.axis_angles, shared_plan.drawn.poses.axis_angles) and again.frames == shared_plan.frames
+    upside_down = [kind.startswith("upside down") for kind in shared_plan.drawn.sets]
+    assert 0.15 < sum(upside_down) / len(upside_down) < 0.45
+
+
+def test_what_motion_cannot_give_is_said(body_model):
+    stand = {"stand": embedded_clips()["stand"]}
+    with pytest.raises(ValueError, match="the motion has 0 clips that differ from each other, needed more motion"):
+        plan_clips(stand, 2, 10, body_model=body_model, selection="shares")
+    with pytest.raises(ValueError, match="selection is 'best', needed one of farthest, shares"):
+        plan_clips(stand, 2, 10, body_model=body_model, selection="best")
+
+
+def test_parts_of_one_recording_are_on_one_side(body_model):
+    clips = {f"{name}#{start}": replace_poses(clip, start) for name, clip in list(embedded_clips().items())[17:40] for start in (0, 10)}
+    plan = plan_clips(clips, 20, 3, seed=4, test_share=0.4, body_model=body_model)
+    sides = {}
+    for sequence, split in zip(plan.sequences, plan.splits, strict=True):
+        sides.setdefault(sequence.partition("#")[0], set()).add(split)
+    assert all(len(side) == 1 for side in sides.values()) and {"train", "test"} == set.union(*sides.values())
+
+
+def replace_poses(clip, start):
+    from drpose.people.clips import Clip
+
+    return Clip(clip.poses[start : start + 12], clip.fps, clip.name)
+
+
+def moody(body_model, odd: bool = True):
+    "A renderer that paints another frame's pose where the seed is odd."
+    from drpose.pairs.animators import RenderAnimator
+
+    class Moody(RenderAnimator):
+        takes_seed = True
+        seeds = []
+
+        def animate(self, poses, person, seed=0):
+            self.seeds.append(seed)
+            images, framing = super().animate(poses, person)
+            return (images.roll(2, 0) if seed % 2 and odd else images), framing
+
+    return Moody(body_model, 32)
+
+
+@pytest.fixture(scope="module")
+def clean_limits(shared_plan, body_model):
+    from drpose.pairs.gates import check_renders
+
+    return calibrate_limits(check_renders(shared_plan.drawn[torch.arange(0, 64, 3)], load_animator("render", body_model, image_size=32))[0])
+
+
+def test_refused_clips_are_painted_again_with_new_seeds(shared_plan, clean_limits, body_model, tmp_path):
+    shares = {}
+    for attempts in (1, 4):
+        animator = moody(body_model)
+        folder = build_dataset(shared_plan, tmp_path / str(attempts), animator, 24, checks=True, limits=clean_limits, attempts=attempts)
+        assert verify_dataset(folder) == []
+        stats = dataset_stats(folder, clean_limits, body_model)
+        shares[attempts], counts = stats["passes"], stats["attempts"]
+        assert sum(counts.values()) == 64 and max(counts) <= attempts - 1 and stats["near_duplicates"] == 0
+        assert len(animator.seeds) == len(set(animator.seeds)) and all(0 <= seed < 2**63 for seed in animator.seeds)
+        assert set(stats["passes_by_difficulty"]) <= {"easy", "medium", "hard"} and len(stats["passes_by_set"]) > 9
+        assert sum(stats["difficulty"].values()) == sum(stats["set"].values()) == 64
+    assert shares[1] < 0.75 and shares[4] > shares[1] + 0.25
+    card = (tmp_path / "4" / "README.md").read_text()
+    assert "Clips of which\n  something was refused were painted up to 4 times" in card and f"are {shares[4]:.1%}: " in card
+    # each pair's attempt is the first that passes; its seed stays the clip's
+    rows = pq.read_table(tmp_path / "4" / "data").to_pylist()
+    assert {row["seed"] for row in rows} == {row["seed"] for row in pq.read_table(tmp_path / "4" / "plan.parquet").to_pylist()}
+    assert all(row["attempt"] == 0 for row in rows if row["seed"] % 2 == 0)
+
+
+def test_painting_again_comes_to_the_same_bytes_when_killed(shared_plan, clean_limits, body_model, tmp_path):
+    whole = build_dataset(shared_plan, tmp_path / "whole", moody(body_model), 24, checks=True, limits=clean_limits)
+    build_dataset(shared_plan, tmp_path / "half", moody(body_model), 24, checks=True, limits=clean_limits, rank=1, ranks=2)
+    build_dataset(shared_plan, tmp_path / "half", moody(body_model), 24, checks=True, limits=clean_limits)
+    assert content(tmp_path / "half") == content(whole)
+    with pytest.raises(ValueError, match="limits was"):
+        build_dataset(shared_plan, tmp_path / "half", moody(body_model), 24, checks=True, limits=clean_limits | {"overlap": 0.1})
+
+
+def test_limits_need_checks(shared_plan, clean_limits, body_model, tmp_path):
+    for options in ({"checks": False}, {"checks": True, "attempts": 0}):
+        with pytest.raises(ValueError, match="limits are given with checks"):
+            build_dataset(shared_plan, tmp_path, moody(body_model), limits=clean_limits, **options)
+
+
+def test_near_duplicates_are_counted(plan, built, body_model):
+    "Three clips of one motion overlap; by another count."
+    from drpose.pairs.dataset import near_duplicates
+    from drpose.people.selection import pose_features
+
+    pairs = PosePairs(built)
+    features, names = pose_features(pairs.poses(), body_model), pairs.table["clip_id"].to_pylist()
+    expected = sum(any(names[i] != names[j] and (features[i] - features[j]).norm() < 0.03 for j in range(i)) for i in range(len(names)))
+    assert near_duplicates(pairs, body_model) == expected

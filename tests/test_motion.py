@@ -528,3 +528,156 @@ def test_paths_that_are_no_files(tmp_path):
     for axis in ("x", "z"):
         with pytest.raises(ValueError, match="up_axis"):
             load_motion(tmp_path / "clip", up_axis=axis)
+
+
+def to_soma(path, pose: Pose, body, unit: float = 0.01, lying: bool = True):
+    "A BVH of SOMA's joints: bones along the axes that Kimodo's published T-pose gives them (rotations rounded to 1e-4), a Root above the hips."
+    from drpose.people.motion import _soma_t_pose
+
+    stand = _soma_t_pose().double().numpy() if lying else np.tile(np.eye(3), (22, 1, 1))
+    names = [BVH_SKELETONS["SOMA"][name] for name in SMPLX_JOINT_NAMES[:22]]
+    rest = body.joints(Pose.rest(1))[0, :22].double().numpy() / unit
+    world = np.zeros((len(pose), 22, 3, 3))
+    local = Rotation.from_rotvec(pose.axis_angles[:, :22].reshape(-1, 3).numpy()).as_matrix().reshape(-1, 22, 3, 3)
+    for joint in range(22):
+        world[:, joint] = (world[:, SMPLX_PARENTS[joint]] if joint else np.eye(3)) @ local[:, joint]
+    laid, order = world @ stand, []
+
+    def block(joint: int) -> str:
+        order.append(joint)
+        offset = stand[SMPLX_PARENTS[joint]].T @ (rest[joint] - rest[SMPLX_PARENTS[joint]]) if joint else np.zeros(3)
+        children = "".join("JOINT " + block(child) for child in range(joint + 1, 22) if SMPLX_PARENTS[child] == joint)
+        channels = "CHANNELS 3" if joint else "CHANNELS 6 Xposition Yposition Zposition"
+        return f"{names[joint]}\n{{\nOFFSET {' '.join(map(str, offset))}\n{channels} Zrotation Yrotation Xrotation\n{children}}}\n"
+
+    tree = "ROOT Root\n{\nOFFSET 0 0 0\nCHANNELS 6 Xposition Yposition Zposition Zrotation Yrotation Xrotation\nJOINT " + block(0) + "}\n"
+    steps = np.stack([laid[:, j] if not j else np.swapaxes(laid[:, SMPLX_PARENTS[j]], 1, 2) @ laid[:, j] for j in order], 1)
+    euler = Rotation.from_matrix(steps.reshape(-1, 3, 3)).as_euler("ZYX", degrees=True).reshape(len(pose), -1)
+    places = body.joints(pose)[:, 0].numpy() / unit
+    rows = "\n".join(" ".join(map(str, [0.0] * 6 + places[t].tolist() + euler[t].tolist())) for t in range(len(pose)))
+    path.write_text(f"HIERARCHY\n{tree}MOTION\nFrames: {len(pose)}\nFrame Time: 0.008333\n{rows}\n")
+    return path
+
+
+def test_soma_joints_stand_as_kimodo_says():
+    "World rotations of the T-pose as nv-tlabs/kimodo publishes them (standard_t_pose_global_offsets_rots), some of the 77."
+    from drpose.people.motion import _soma_t_pose
+
+    published = {
+        "pelvis": [[0, 0, 1], [1, 0.0033, 0], [-0.0033, 1, 0]], "spine2": [[0, 0, 1], [0.9942, 0.1074, 0], [-0.1074, 0.9942, 0]],
+        "neck": [[0, 0, 1], [0.9582, -0.2862, 0], [0.2862, 0.9582, 0]], "left_collar": [[0.9382, 0.3460, 0], [0, 0, -1], [-0.3460, 0.9382, 0]],
+        "right_collar": [[0.9382, 0.3460, 0], [0, 0, 1], [0.3460, -0.9382, 0]], "left_wrist": [[1, 0, 0], [0, -0.1687, -0.9857], [0, 0.9857, -0.1687]],
+        "right_wrist": [[1, 0, 0], [0, 0.1687, 0.9857], [0, -0.9857, 0.1687]], "left_knee": [[0, 0, 1], [-0.9966, 0.0823, 0], [-0.0823, -0.9966, 0]],
+        "right_ankle": [[0, 0, 1], [0.3572, 0.9340, 0], [-0.9340, 0.3572, 0]], "left_shoulder": [[1, 0, 0], [0, 0, -1], [0, 1, 0]],
+    }  # fmt: skip
+    ours = _soma_t_pose()
+    for name, turn in published.items():
+        assert torch.allclose(ours[SMPLX_JOINT_NAMES.index(name)], torch.tensor(turn, dtype=torch.float32), atol=3e-4), name
+
+
+@pytest.mark.parametrize("lying", [True, False])
+def test_soma_round_trip(tmp_path, body, lying):
+    pose = some_pose(hands=False)
+    pose.axis_angles[:, [10, 11, 20, 21]] = 0.1
+    clip = load_motion(to_soma(tmp_path / "clip.bvh", pose, body, lying=lying))
+    assert clip.fps == pytest.approx(120, abs=0.01)
+    assert (body.joints(clip.poses)[:, :22] - body.joints(pose)[:, :22]).norm(dim=-1).max() < 1e-4
+    assert (axis_angle_to_matrix(clip.poses.axis_angles[:, :22]) - axis_angle_to_matrix(pose.axis_angles[:, :22])).abs().max() < 1e-5
+
+
+def kimodo_fields(pose: Pose, body, joints: int):
+    "World rotations and places as Kimodo writes them; what SMPL-X has no joint for stays at rest."
+    from drpose.people.motion import _KIMODO_JOINTS
+
+    world = np.zeros((len(pose), 22, 3, 3))
+    local = Rotation.from_rotvec(pose.axis_angles[:, :22].reshape(-1, 3).numpy()).as_matrix().reshape(-1, 22, 3, 3)
+    for joint in range(22):
+        world[:, joint] = (world[:, SMPLX_PARENTS[joint]] if joint else np.eye(3)) @ local[:, joint]
+    turns, places = np.tile(np.eye(3), (len(pose), joints, 1, 1)), np.zeros((len(pose), joints, 3))
+    turns[:, _KIMODO_JOINTS[joints]], places[:, _KIMODO_JOINTS[joints]] = world, body.joints(pose)[:, :22].numpy()
+    return {"global_rot_mats": turns.astype(np.float32), "posed_joints": places.astype(np.float32), "foot_contacts": np.zeros((len(pose), 4), bool)}
+
+
+@pytest.mark.parametrize("joints", [22, 30, 77])
+def test_kimodo_round_trip(tmp_path, body, joints):
+    pose = some_pose(hands=False)
+    clip = load_motion(write_fields(tmp_path / "motion.npz", **kimodo_fields(pose, body, joints)))
+    assert clip.fps == 30 and (body.joints(clip.poses)[:, :22] - body.joints(pose)[:, :22]).norm(dim=-1).max() < 1e-4
+
+
+def annotations(pose: Pose, names=("root_orient", "pose_body"), shuffled: bool = True) -> dict:
+    rows = [{"image_id": 100 + t, "smplx_params": {names[0]: pose.axis_angles[t, 0].tolist(), names[1]: pose.axis_angles[t, 1:22].flatten().tolist(),
+             "lhand_pose": pose.axis_angles[t, 25:40].flatten().tolist(), "rhand_pose": pose.axis_angles[t, 40:].flatten().tolist(),
+             "trans": pose.transl[t].tolist(), "shape": pose.betas[t].tolist()}} for t in range(len(pose))]  # fmt: skip
+    return {"images": [], "annotations": rows[::-1] if shuffled else rows}
+
+
+def test_motion_x_annotations_in_the_world_and_in_the_camera(tmp_path, body):
+    pose, pelvis = some_pose(), body.rest_joints(torch.zeros(1, 10))[:, 0]
+    (tmp_path / "world.json").write_text(json.dumps(annotations(pose)))
+    seen = pose.rotated(torch.diag(torch.tensor([1.0, -1, -1])), pelvis)
+    (tmp_path / "camera.json").write_text(json.dumps(annotations(seen, ("root_pose", "body_pose"))))
+    for name in ("world.json", "camera.json"):
+        clip = load_motion(tmp_path / name)
+        assert clip.fps == 30 and torch.allclose(body.joints(clip.poses), body.joints(pose), atol=2e-4), name
+    two = annotations(pose, shuffled=False)
+    two["annotations"] += annotations(pose.rotated(torch.eye(3)).mirrored())["annotations"]
+    (tmp_path / "two.json").write_text(json.dumps(two))
+    assert torch.allclose(load_motion(tmp_path / "two.json", person=1).poses.axis_angles, pose.mirrored().axis_angles, atol=1e-5)
+    with pytest.raises(ValueError, match="'annotations' holds 2 people, needed one of them, found person 2"):
+        load_motion(tmp_path / "two.json", person=2)
+
+
+def test_one_frame_of_a_scan(tmp_path, body):
+    "CustomHumans' JSON and CAPE's npz: a clip of one frame."
+    pose = some_pose(1, hands=False)
+    fit = {"global_orient": pose.axis_angles[0, 0].tolist(), "body_pose": pose.axis_angles[0, 1:22].flatten().tolist(), "transl": pose.transl[0].tolist(), "fps": 30}
+    (tmp_path / "fit.json").write_text(json.dumps(fit))
+    write_fields(tmp_path / "cape.npz", pose=np.pad(pose.axis_angles[0, :22].flatten().numpy(), (0, 6)), transl=pose.transl[0].numpy(), v_cano=np.zeros((6890, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("fit.json", "cape.npz"):
+            clip = load_motion(tmp_path / name)
+            assert len(clip) == 1 and torch.allclose(body.joints(clip.poses), body.joints(pose), atol=1e-4), name
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda f: f | {"posed_joints": f["posed_joints"][:, :5]}, "'posed_joints' (5, 5, 3), needed (frames, joints, 3, 3)"),
+    (lambda f: f | {"global_rot_mats": 2 * f["global_rot_mats"]}, "matrices that are no rotations"),
+    (lambda f: f | {"posed_joints": f["posed_joints"][..., [1, 0, 2]]}, "needed neck above the hips"),
+    (lambda f: f | {"posed_joints": f["posed_joints"] * np.nan}, "'posed_joints' holds NaN or infinity in 5 of 5"),
+    (lambda f: {name: np.repeat(value[:, :1], 34, 1) if value.ndim > 2 else value for name, value in f.items()}, "22, 30 or 77 joints"),
+])  # fmt: skip
+def test_broken_kimodo_file(tmp_path, body, change, expected):
+    path = write_fields(tmp_path / "motion.npz", **change(kimodo_fields(some_pose(hands=False), body, 77)))
+    with pytest.raises(ValueError) as caught:
+        load_motion(path)
+    assert str(path) in str(caught.value) and expected in str(caught.value), caught.value
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    ({"annotations": [{"bbox": [0, 0, 1, 1]}]}, "entries without 'smplx_params'"),
+    ({"annotations": []}, "entries without 'smplx_params'"),
+    ({"global_orient": [0, 0, 0], "body_pose": [0.0] * 60}, "'body_pose' has shape (1, 60)"),
+    ({"global_orient": [[0, 0, 0], [0, 0]], "body_pose": [[0.0] * 63] * 2}, "inhomogeneous"),
+    ({"global_orient": "x", "body_pose": [0.0] * 63}, "'global_orient' is a str"),
+])  # fmt: skip
+def test_broken_json_of_arrays(tmp_path, content, expected):
+    (tmp_path / "clip.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError) as caught:
+        load_motion(tmp_path / "clip.json")
+    assert str(tmp_path / "clip.json") in str(caught.value) and expected in str(caught.value), caught.value
+
+
+WRITERS = {"AMASS": write_amass, "Motion-X": lambda path, pose, body: write_motion_x(path, pose), "AIST++": lambda path, pose, body: write_aist(path, pose),
+           "SOMA": to_soma, "Kimodo": lambda path, pose, body: write_fields(path, **kimodo_fields(pose, body, 22))}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_round_trips_in_radians(tmp_path, body, name):
+    "Each joint's rotation comes back within 1e-5 rad, the angle of the difference."
+    pose = some_pose(40, hands=False)
+    pose.axis_angles[:, 22:] = 0
+    back = load_motion(WRITERS[name](tmp_path / "clip.x", pose, body)).poses
+    turn = (Rotation.from_rotvec(pose.axis_angles[:, :20].double().reshape(-1, 3).numpy()).inv() * Rotation.from_rotvec(back.axis_angles[:, :20].double().reshape(-1, 3).numpy())).magnitude()
+    assert turn.max() < 1e-5, f"{turn.max():.2e} rad"

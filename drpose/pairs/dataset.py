@@ -11,9 +11,10 @@ import json
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +29,18 @@ from ..ground.provenance import alone, digest_of, same_inputs
 from ..ground.workers import run_tasks
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose, axis_angle_to_matrix, load_body
 from ..people.clips import Clip
-from ..people.selection import farthest_point_sampling, pose_features, trunk_tilt
+from ..people.selection import farthest_point_sampling, pose_difficulty, pose_features, trunk_tilt
 from ..people.pose_sets import PoseSet, draw_set, person_number
+from ..people.recordings import resample
+from ..people.anchors import TILT_BINS, bin_shares, choose_anchors, frame_facts
 from ..pictures.cameras import Framing
 from .animators import Animator, RenderAnimator, load_animator, painted_poses
 from .gates import GATES, JointDetector, check_pairs, failed_gates, own_colors
 
 # %% auto #0
-__all__ = ['NEIGHBOUR_DISTANCE', 'TILT_BINS', 'Plan', 'plan_dataset', 'plan_clips', 'render_photos', 'build_dataset', 'PosePairs',
-           'verify_dataset', 'dataset_stats']
+__all__ = ['NEIGHBOUR_DISTANCE', 'SELECTIONS', 'NEAR_DUPLICATE', 'LONGEST_STEP', 'DIFFICULTY_BINS', 'Plan', 'plan_dataset',
+           'plan_clips', 'render_photos', 'Painting', 'build_dataset', 'PosePairs', 'verify_dataset', 'near_duplicates',
+           'dataset_stats']
 
 # %% ../../nbs/pairs/03_dataset.ipynb #03138938
 @dataclass
@@ -95,46 +99,147 @@ def _walk(features: Tensor, anchor: int, count: int) -> list[int]:
             last = frame if far else last
     return sorted(taken + sorted(spare, key=lambda frame: abs(frame - anchor))[: count - len(taken)])
 
+# %% ../../nbs/pairs/03_dataset.ipynb #cdfead42
+class _Found(NamedTuple):
+    "One clip of a plan: where its frames are, and their poses."
+
+    name: str
+    mirrored: bool
+    frames: list[int]
+    poses: Pose
+    sets: list[str]
+
+
+def _farthest_clips(motion: dict[str, Clip], anchors: int, length: int, seed: int,
+                    body_model: BodyModel) -> list[_Found]:
+    "The paper's rule: farthest points of all frames, and the neighbours of each."
+    places = [(name, mirrored, frame) for name, clip in motion.items() for mirrored in (False, True)
+              for frame in range(len(clip))]
+    pool = Pose.cat(part for clip in motion.values() for part in (clip.poses, clip.poses.mirrored()))
+    features = pose_features(body_model.joints(pool)).cpu()
+    chosen = farthest_point_sampling(features, anchors, start=address_number(seed, "first anchor") % len(places))
+    found = []
+    for anchor in chosen.tolist():
+        name, mirrored, frame = places[anchor]
+        first = anchor - frame
+        own = _walk(features[first : first + len(motion[name])], frame, length)
+        found.append(_Found(name, mirrored, own, pool[torch.tensor(own) + first], ["clips"] * length))
+    return found
+
+
+SELECTIONS = {"farthest": _farthest_clips}
+
 
 def plan_clips(
-    motion: dict[str, Clip],  # sequences by name
+    motion: dict[str, Clip],  # sequences by name; parts of one recording share what stands before a "#"
     anchors: int,  # clips in all
     length: int = 10,  # frames of a clip: the anchor and its neighbours in time
     seed: int = 0,
     test_share: float = 0.1,  # of the sequences
     body_model: BodyModel | None = None,
+    selection: str = "farthest",  # one of SELECTIONS: the paper's rule, or a share for each kind of difficulty
 ) -> Plan:
     """Clips around `anchors` frames of motion and of its mirror image, as different from each other as can be, each
     of a person of its own, turned by up to 60 degrees. ValueError where the motion is too short."""
-    body_model, poses, places = body_model or load_body(), [], []
-    long = {name: clip for name, clip in motion.items() if len(clip) >= length}
-    for name, clip in sorted(long.items()):
-        poses += [clip.poses, clip.poses.mirrored()]
-        places += [(name, mirrored, frame) for mirrored in (False, True) for frame in range(len(clip))]
-    if anchors < 1 or length < 1 or not 0 <= test_share < 1 or len(places) < anchors:
+    body_model = body_model or load_body()
+    long = {name: clip for name, clip in sorted(motion.items()) if len(clip) >= length}
+    count = 2 * sum(map(len, long.values()))
+    if anchors < 1 or length < 1 or not 0 <= test_share < 1 or count < anchors:
         raise ValueError(f"anchors = {anchors}, length = {length}, test_share = {test_share}: needed at least 1 of "
-                         "both "
-                         f"and a share in [0, 1), and the motion has {len(places)} frames in sequences that are long "
+                         f"both and a share in [0, 1), and the motion has {count} frames in sequences that are long "
                          "enough, counting mirror images")
-    pool = Pose.cat(poses)
-    features = pose_features(body_model.joints(pool)).cpu()
-    chosen = farthest_point_sampling(features, anchors, start=address_number(seed, "first anchor") % len(places))
-    kept, sequences, frames, clips, people, splits, turns = [], [], [], [], [], [], []
-    for number, anchor in enumerate(chosen.tolist()):
-        name, mirrored, frame = places[anchor]
-        first, test = anchor - frame, address_number(seed, name, "split") < test_share * 2**64
-        split = "test" if test else "train"
-        own = _walk(features[first : first + len(long[name])], frame, length)
-        kept += [first + one for one in own]
-        sequences += [f"{name} mirrored" if mirrored else name] * length
-        frames, clips, splits = frames + own, clips + [number] * length, splits + [split] * length
-        people += [person_number("clips", split, seed, number)] * length
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection is {selection!r}, needed one of {', '.join(SELECTIONS)}")
+    found = SELECTIONS[selection](long, anchors, length, seed, body_model)
+    people, splits, turns = [], [], []
+    for number, clip in enumerate(found):
+        test = address_number(seed, clip.name.partition("#")[0], "split") < test_share * 2**64
+        splits += ["test" if test else "train"] * length
+        people += [person_number("clips", splits[-1], seed, number)] * length
         turns += [math.pi / 3 * (2 * address_number(seed, number, "turn") / 2**64 - 1)] * length
-    about = torch.zeros(len(kept), 3)
+    about = torch.zeros(len(turns), 3)
     about[:, 1] = torch.tensor(turns)
-    drawn = PoseSet(pool[torch.tensor(kept)].rotated(axis_angle_to_matrix(about)), people, ["clips"] * len(kept))
+    poses = Pose.cat(clip.poses for clip in found).rotated(axis_angle_to_matrix(about))
     settings = {"anchors": anchors, "length": length, "seed": seed, "test_share": test_share, "sequences": len(long)}
-    return Plan(drawn, settings, sequences, frames, clips, splits)
+    return Plan(PoseSet(poses, people, sum((clip.sets for clip in found), [])),
+                settings | ({} if selection == "farthest" else {"selection": selection}),
+                [f"{clip.name} mirrored" if clip.mirrored else clip.name for clip in found for _ in range(length)],
+                sum((clip.frames for clip in found), []), [i for i in range(len(found)) for _ in range(length)], splits)
+
+# %% ../../nbs/pairs/03_dataset.ipynb #38c88f17
+NEAR_DUPLICATE = 0.03  # metres per joint: nearer than this to a pose of another clip, a pose is not taken again
+LONGEST_STEP = 0.12  # metres per joint, between one frame of a clip and the next
+_FINER = 4  # frames for one of the motion, so that fast motion has neighbours too
+
+
+def _even_walk(features: Tensor, anchor: int, count: int, taken: Tensor) -> list[int] | None:
+    """`count` frames around `anchor`, in order of time, each NEIGHBOUR_DISTANCE to LONGEST_STEP from the one before
+    and none a near-duplicate of `taken` (M, F); None where there are not so many."""
+    fresh = torch.ones(len(features), dtype=torch.bool)
+    if len(taken):
+        fresh = torch.cdist(features, taken).amin(dim=1) > NEAR_DUPLICATE
+    if not fresh[anchor]:
+        return None
+    walked = [anchor]
+    for step, end in ((1, len(features)), (-1, -1)):
+        last = anchor
+        for frame in range(anchor + step, end, step):
+            distance = float((features[frame] - features[last]).norm())
+            if len(walked) == count or distance > LONGEST_STEP:
+                break
+            if distance > NEIGHBOUR_DISTANCE and fresh[frame]:
+                walked.append(frame)
+                last = frame
+    return sorted(walked) if len(walked) == count else None
+
+
+def _shared_clips(motion: dict[str, Clip], anchors: int, length: int, seed: int, body_model: BodyModel) -> list[_Found]:
+    "Our rule: a share for each kind of difficulty, farthest points inside, even steps, no near-duplicates."
+    names, kinds, features = list(motion), [], []
+    for name in names:
+        kinds.append(frame_facts(motion[name], body_model).bins())
+        features += [pose_features(body_model.joints(poses)).cpu() for poses in (motion[name].poses,
+                                                                                 motion[name].poses.mirrored())]
+    places = [(i, mirrored, frame) for i, own in enumerate(kinds) for mirrored in (False, True)
+              for frame in range(len(own))]
+    every = [kind for own in kinds for kind in own + own]
+    shares, taken = bin_shares(every, anchors), [torch.zeros(0, features[0].shape[1])]
+    found: list[_Found] = []
+    waiting: dict[str, list[int]] = {kind: [] for kind in shares}
+    for row in choose_anchors(torch.cat(features), every, min(len(every), 8 * anchors)).tolist():
+        waiting[every[row]].append(row)                                      # the farthest first in each kind
+
+    @lru_cache(maxsize=64)
+    def finer(i: int, mirrored: bool) -> tuple[Pose, Tensor]:
+        poses = resample(motion[names[i]], _FINER * motion[names[i]].fps).poses
+        poses = poses.mirrored() if mirrored else poses
+        return poses, pose_features(body_model.joints(poses)).cpu()
+
+    def take(row: int) -> bool:
+        i, mirrored, frame = places[row]
+        poses, own = finer(i, mirrored)
+        walked = _even_walk(own, min(_FINER * frame, len(own) - 1), length, torch.cat(taken))
+        if walked is None:
+            return False
+        frames = [round(one / _FINER) for one in walked]
+        found.append(_Found(names[i], mirrored, frames, poses[torch.tensor(walked)], [kinds[i][one] for one in frames]))
+        taken.append(own[walked])
+        return True
+
+    counts = dict.fromkeys(shares, 0)
+    while len(found) < anchors and any(waiting.values()):
+        # whoever is farthest behind its share; when all have theirs or nothing left, the tilt that has fewest
+        kind = min((kind for kind, rows in waiting.items() if rows), key=lambda kind: (
+            counts[kind] >= shares[kind], counts[kind] / max(shares[kind], 1) if counts[kind] < shares[kind] else
+            sum(number for name, number in counts.items() if name.split(",")[0] == kind.split(",")[0]), counts[kind]))
+        counts[kind] += take(waiting[kind].pop(0))
+    if len(found) < anchors:
+        raise ValueError(f"anchors = {anchors}, length = {length}: the motion has {len(found)} clips that differ from "
+                         "each other, needed more motion, fewer anchors or shorter clips")
+    return found
+
+
+SELECTIONS["shares"] = _shared_clips
 
 # %% ../../nbs/pairs/03_dataset.ipynb #b91ea805
 def _render_part(drawn: PoseSet, body_model: BodyModel, image_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,8 +287,9 @@ def _feature(kind: pa.DataType) -> dict:
     return {"dtype": {pa.float32(): "float32"}.get(kind, str(kind)), "_type": "Value"}
 
 
-def _shard_schema() -> pa.Schema:
+def _shard_schema(retried: bool) -> pa.Schema:
     columns = [("image", _IMAGE), *_PLANNED, *_LABELS, ("scores", _SCORES)]
+    columns += [("attempt", pa.int64())] if retried else []
     features = {name: _feature(kind) for name, kind in columns}
     return pa.schema(columns, {"huggingface": json.dumps({"info": {"features": features}})})
 
@@ -234,15 +340,28 @@ def _calls(clip_ids: list[str], at_once: int = 32) -> list[range]:
     return calls
 
 
-def _paint(rows: list[dict], animator: Animator, checks: bool, detector: JointDetector | None) -> list[dict]:
+@dataclass(frozen=True)
+class Painting:
+    "How the pictures of a build are made: who paints, who looks at them, and what is painted again."
+
+    animator: Animator
+    checks: bool = False  # measure every picture against its label
+    detector: JointDetector | None = None  # finds joints for those checks
+    limits: dict[str, float] | None = None  # what the gates refuse; None: nothing is painted again
+    attempts: int = 4  # of a clip of which something is refused
+
+
+def _paint(rows: list[dict], painting: Painting, attempt: int = 0) -> list[dict]:
     "The rows of one call with pictures, labels and scores."
+    animator, detector = painting.animator, painting.detector
     poses = Pose(torch.tensor([row["axis_angles"] for row in rows]).unflatten(1, (-1, 3)),
                  torch.tensor([row["betas"] for row in rows]), torch.tensor([row["transl"] for row in rows]))
     people, seeded = [row["person"] for row in rows], getattr(animator, "takes_seed", False)
-    images, framing = animator.animate(poses, people, **({"seed": rows[0]["seed"]} if seeded else {}))
+    seed = rows[0]["seed"] if attempt == 0 else address_number(rows[0]["seed"], "attempt", attempt) >> 1
+    images, framing = animator.animate(poses, people, **({"seed": seed} if seeded else {}))
     poses = painted_poses(animator, poses, people)
     images, scores = (images.clamp(0, 1) * 255).round().byte(), {}
-    if checks:
+    if painting.checks:
         seen, body_model = images.float() / 255, getattr(animator, "body_model", None) or load_body()
         same = len({row["clip_id"] for row in rows}) == 1 and len(rows) > 2
         reference = own_colors(seen, poses, framing, body_model) if same else None
@@ -252,14 +371,37 @@ def _paint(rows: list[dict], animator: Animator, checks: bool, detector: JointDe
                "axis_angles": row["axis_angles"], "transl": row["transl"], "betas": poses.betas[i].tolist(),
                "frame_center": framing.center[i].tolist(), "frame_scale": float(framing.scale[i]),
                "scores": {name: None if values[i].isnan() else float(values[i]) for name, values in scores.items()}
-               or None} for i, row in enumerate(rows)]  # fmt: skip
+               or None}
+            | ({"attempt": attempt} if painting.limits else {}) for i, row in enumerate(rows)]  # fmt: skip
+
+
+def _refused(rows: list[dict], limits: dict[str, float]) -> int:
+    "How many painted rows the gates refuse."
+    scores = {name: torch.tensor([math.nan if row["scores"][name] is None else row["scores"][name] for row in rows])
+              for name in GATES}
+    return int(torch.stack(list(failed_gates(scores, limits).values())).any(0).sum())
+
+
+def _paint_until_it_passes(rows: list[dict], painting: Painting) -> list[dict]:
+    "`_paint`, again with other seeds while something is refused; the best attempt."
+    best = _paint(rows, painting)
+    if not painting.limits or not getattr(painting.animator, "takes_seed", False):
+        return best
+    fewest = _refused(best, painting.limits)
+    for attempt in range(1, painting.attempts):
+        if fewest == 0:
+            break
+        painted = _paint(rows, painting, attempt)
+        refused = _refused(painted, painting.limits)
+        best, fewest = (painted, refused) if refused < fewest else (best, fewest)
+    return best
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path, row_group_size=64, compression="zstd", write_statistics=False)
 
 
-def _build_shard(folder: Path, shard: str, animator: Animator, checks: bool, detector: JointDetector | None) -> None:
+def _build_shard(folder: Path, shard: str, painting: Painting) -> None:
     "Paint and write one shard, unless it is there."
     with alone(folder / "data", "builds pairs", shard):
         if (path := folder / "data" / f"{shard}.parquet").exists():
@@ -267,8 +409,9 @@ def _build_shard(folder: Path, shard: str, animator: Animator, checks: bool, det
         planned = pq.read_table(folder / "plan.parquet", filters=[("shard", "=", shard)]).to_pylist()
         rows: list[dict] = []
         for call in _calls([row["clip_id"] for row in planned]):
-            rows += _paint(planned[call.start : call.stop], animator, checks, detector)
-        write_atomic(path, partial(_write_table, pa.Table.from_pylist(rows, schema=_shard_schema())))
+            rows += _paint_until_it_passes(planned[call.start : call.stop], painting)
+        schema = _shard_schema(bool(painting.limits))
+        write_atomic(path, partial(_write_table, pa.Table.from_pylist(rows, schema=schema)))
 
 # %% ../../nbs/pairs/03_dataset.ipynb #6183c83e
 def build_dataset(
@@ -278,6 +421,8 @@ def build_dataset(
     shard_size: int = 512,  # pairs per file
     checks: bool = False,  # measure every picture against its label
     detector: JointDetector | None = None,  # finds joints for those checks
+    limits: dict[str, float] | None = None,  # of the gates: clips that do not pass are painted again
+    attempts: int = 4,  # of such a clip, by an animator that takes a seed
     rank: int = 0,  # which of the processes that build this folder together
     ranks: int = 1,  # how many they are
     workers: int = 1,  # processes started here
@@ -289,20 +434,22 @@ def build_dataset(
     began; the manifest is written last, by whoever finds all shards."""
     if not 0 <= rank < ranks:
         raise ValueError(f"rank = {rank}, ranks = {ranks}: needed a rank from 0 to ranks - 1")
-    folder, animator = Path(folder), animator or load_animator("render")
+    if limits and (not checks or attempts < 1):
+        raise ValueError(f"limits are given with checks = {checks} and attempts = {attempts}: needed checks = True and "
+                         "at least 1 attempt")
+    folder = Path(folder)
+    painting = Painting(animator or load_animator("render"), checks, detector, limits or None, attempts)
     with alone(folder, "plans pairs", "plan", wait=60):
-        shards = _begin(plan, folder, animator, shard_size, checks, detector)
+        shards = _begin(plan, folder, painting, shard_size)
     missing = [shard for shard in shards[rank::ranks] if not (folder / "data" / f"{shard}.parquet").exists()]
-    run_tasks(_build_shard, [(folder, shard, animator, checks, detector) for shard in missing], workers)
+    run_tasks(_build_shard, [(folder, shard, painting) for shard in missing], workers)
     with alone(folder, "finishes pairs", "manifest", wait=60):
         if all((folder / "data" / f"{shard}.parquet").exists() for shard in shards):
-            _finish(folder, shards, getattr(animator, "description",
-                                            f"{type(animator).__name__}. The people do not exist"))
+            _finish(folder, shards, painting)
     return folder
 
 
-def _begin(plan: Plan, folder: Path, animator: Animator, shard_size: int, checks: bool,
-           detector: JointDetector | None) -> list[str]:
+def _begin(plan: Plan, folder: Path, painting: Painting, shard_size: int) -> list[str]:
     "Freeze the plan, or see that it is the same; the names of its shards. None for a folder of an earlier version."
     card = {"pairs": len(plan.drawn), "shard_size": shard_size, "plan": plan.settings}
     if (folder / "dataset.json").exists() and read_json(folder / "dataset.json") != card:
@@ -315,12 +462,14 @@ def _begin(plan: Plan, folder: Path, animator: Animator, shard_size: int, checks
                          "were "
                          "made from; choose another folder or delete it")
     painters = {name: [type(one).__name__, one if is_dataclass(one) else None]
-                for name, one in (("animator", animator), ("detector", detector))}
+                for name, one in (("animator", painting.animator), ("detector", painting.detector))}
     inputs = {"poses": plan.drawn.poses, "people": [plan.drawn.people, plan.drawn.sets],
               "animator": painters["animator"]}
     if not earlier:
         inputs |= {"places": [plan.sequences, plan.frames, plan.clips, plan.splits],
-                   "checks": [checks, painters["detector"]]}
+                   "checks": [painting.checks, painters["detector"]]}
+    if painting.limits:
+        inputs |= {"limits": [painting.limits, painting.attempts]}
     same_inputs(folder / "inputs.json", inputs, "this folder of pairs")
     if earlier:
         PosePairs(folder)  # whole, or it says what is missing
@@ -351,14 +500,27 @@ that space: framed = (point - `frame_center`) * `frame_scale` lies in [-0.5, 0.5
 - **Poses**: {sequences} sequences; plan: {plan}. Poses keep the licence of the motion that they come from.
 - **Splits**: {splits}. A sequence and a person belong to one split only.
 - **Checks**: `scores` holds what was measured of each picture against its label ({checked} of {pairs}); nothing was
-  thrown away. Choose limits and leave out what lies beyond.
+  thrown away. Choose limits and leave out what lies beyond.{acceptance}
 - **Known to fail**: no score sees depth; whoever is painted from behind with the right outline may pass.
 - **Rebuild**: the same version of drpose, the plan in `plan.parquet` (settings in `dataset.json`), the same animator.
   `manifest.json` has the checksum of every file.
 """
 
 
-def _finish(folder: Path, shards: list[str], animator: str) -> None:
+def _acceptance(folder: Path, painting: Painting) -> str:
+    "What the card says of limits, where some were given."
+    if not painting.limits:
+        return ""
+    stats = dataset_stats(folder, painting.limits)
+    again = sum(number for attempt, number in stats.get("attempts", {}).items() if attempt)
+    parts = "; ".join(f"{name} {share:.1%}" for name, share in stats["passes_by_difficulty"].items())
+    return (f"\n  Within the limits {json.dumps(painting.limits)} are {stats['passes']:.1%}: {parts}. Clips of which\n"
+            f"  something was refused were painted up to {painting.attempts} times; {again} pairs are of a later "
+            "attempt "
+            "(`attempt`).")
+
+
+def _finish(folder: Path, shards: list[str], painting: Painting) -> None:
     "The card, then the manifest."
     paths = [folder / "data" / f"{shard}.parquet" for shard in shards]
     if (folder / "manifest.json").exists() or not shards:
@@ -371,7 +533,10 @@ def _finish(folder: Path, shards: list[str], animator: str) -> None:
     size = next((name for most, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K")) if count < most),
                 "n>100K")
     text = _CARD.format(
-        size=size, pairs=count, animator=animator, plan=json.dumps(card["plan"]), checked=checked,
+        size=size, pairs=count, animator=getattr(painting.animator, "description",
+                                              f"{type(painting.animator).__name__}. The people do not exist"),
+        acceptance=_acceptance(folder, painting),
+        plan=json.dumps(card["plan"]), checked=checked,
         files="\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits),
         sequences=len({row["sequence"].removesuffix(" mirrored") for row in planned}),
         splits=", ".join(f"{split} {sum(row['split'] == split for row in planned)}" for split in splits),
@@ -443,8 +608,9 @@ class PosePairs(torch.utils.data.Dataset):
     An item is a dict: `image` (3, H, W) in [0, 1], `pose` (a `Pose` of one), `framing` (a `Framing` of one: where
     the picture's frame lies in the body's space), `set`, `person`."""
 
-    def __init__(self, folder: str | Path, split: str | None = None):
-        "Open `folder`, or one split of it; a missing, empty or damaged one raises one sentence."
+    def __init__(self, folder: str | Path, split: str | None = None, shard: str | None = None):
+        """Open `folder`, or one split of it, or the one file called `shard`; a missing, empty or damaged one raises one
+        sentence."""
         self.folder = Path(folder)
         self.card = read_json(self.folder / "dataset.json", "the card that build_dataset wrote", kind=dict)
         paths = sorted(self.folder.glob("pairs-*.parquet"))
@@ -453,7 +619,9 @@ class PosePairs(torch.utils.data.Dataset):
         for path in paths:
             try:
                 known = pq.read_schema(path)
-                wanted = labels.append(known.field("scores")) if "scores" in known.names else labels
+                wanted = labels
+                for name in ("scores", "attempt", "clip_id", "pair_id", "sequence"):
+                    wanted = wanted.append(known.field(name)) if name in known.names else wanted
                 tables.append(pq.read_table(path, schema=wanted))
                 if known.field("image").type not in (pa.binary(), _IMAGE):
                     raise pa.ArrowInvalid(f"its pictures are {known.field('image').type}")
@@ -467,6 +635,10 @@ class PosePairs(torch.utils.data.Dataset):
         if split is not None and not chosen:
             raise ValueError(f"{self.folder}: has no split {split!r}, needed one of "
                              f"{', '.join(sorted({path.name.split('-')[0] for path in paths}))}")
+        if shard is not None:
+            chosen = [i for i in chosen if paths[i].name == shard]
+            if not chosen:
+                raise FileNotFoundError(f"{self.folder}: has no shard {shard!r}")
         self.table = pa.concat_tables([tables[i] for i in chosen]) if chosen else labels.empty_table()
         self.pictures = _Pictures([paths[i] for i in chosen])
 
@@ -481,6 +653,19 @@ class PosePairs(torch.utils.data.Dataset):
                     torch.tensor([row["transl"]]))
         return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]),
                 torch.tensor([row["frame_scale"]])), "set": row["set"], "person": row["person"]}
+
+    def digest(self) -> str:
+        "What tells these pairs from others: changes with any byte of their files."
+        return digest_of(sorted({path for _, path, _ in self.pictures.groups}), len(self))
+
+    def groups(self) -> list[range]:
+        "Which pairs lie together in a file and are read at once, in order."
+        firsts = [first for first, _, _ in self.pictures.groups] + [len(self)]
+        return [range(first, end) for first, end in zip(firsts, firsts[1:])]
+
+    def encoded(self, index: int) -> bytes:
+        "The picture of a pair as it lies in the file, a PNG."
+        return self.pictures[range(len(self))[index]]
 
     def poses(self) -> Pose:
         "All poses as one batch, in order."
@@ -516,19 +701,38 @@ def verify_dataset(folder: str | Path) -> list[str]:
     return wrong
 
 
-TILT_BINS = {"upright": (0, 45), "leaning": (45, 90), "below level": (90, 135), "upside down": (135, 181)}  # degrees
+DIFFICULTY_BINS = {"easy": (0.0, 0.7), "medium": (0.7, 1.4), "hard": (1.4, math.inf)}  # of selection.pose_difficulty
+
+
+def near_duplicates(pairs: PosePairs, body_model: BodyModel | None = None) -> int:
+    "How many pairs show a pose within NEAR_DUPLICATE of an earlier one of another clip."
+    features = pose_features(pairs.poses(), body_model).cpu()
+    names = pairs.table["clip_id"].to_pylist() if "clip_id" in pairs.table.column_names else list(range(len(pairs)))
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    clip, found = torch.tensor([numbers[name] for name in names]), 0
+    for rows in torch.arange(len(features)).split(1024):
+        near = torch.cdist(features[rows], features[: int(rows[-1]) + 1]) < NEAR_DUPLICATE
+        earlier = torch.arange(near.shape[1])[None] < rows[:, None]
+        found += int((near & earlier & (clip[rows][:, None] != clip[None, : near.shape[1]])).any(1).sum())
+    return found
 
 
 def dataset_stats(folder: str | Path, limits: dict[str, float] | None = None,
                   body_model: BodyModel | None = None) -> dict:
-    """How many pairs, bytes and people there are, what the gates measured (median, 1st and 99th percentile), and with
-    `limits` the share that passes, by gate and by the tilt of the trunk: filters love to delete exactly the acrobatic
-    poses."""
+    """How many pairs, bytes and people there are, how many are near-duplicates of a pair of another clip, what the
+    gates measured (median, 1st and 99th percentile), how many are of which attempt, and with `limits` the share that
+    passes, by gate, tilt of the trunk, difficulty and kind: filters love to delete exactly the acrobatic poses."""
     pairs, folder = PosePairs(folder), Path(folder)
     tilt, scores = trunk_tilt(pairs.poses(), body_model).rad2deg().cpu(), pairs.scores()
+    difficulty, kinds = pose_difficulty(pairs.poses(), body_model).cpu(), pairs.table["set"].to_pylist()
+    groups = {"tilt": {name: (low <= tilt) & (tilt < high) for name, (low, high) in TILT_BINS.items()},
+              "difficulty": {name: (low <= difficulty) & (difficulty < high)
+                             for name, (low, high) in DIFFICULTY_BINS.items()},
+              "set": {name: torch.tensor([kind == name for kind in kinds]) for name in sorted(set(kinds))}}
     stats = {"pairs": len(pairs), "people": len(set(pairs.table["person"].to_pylist())),
              "bytes": sum(path.stat().st_size for path in folder.rglob("*.parquet")),
-             "tilt": {name: int(((low <= tilt) & (tilt < high)).sum()) for name, (low, high) in TILT_BINS.items()},
+             "near_duplicates": near_duplicates(pairs, body_model),
+             **{name: {kind: int(which.sum()) for kind, which in group.items()} for name, group in groups.items()},
              "scores": {name: [round(float(values[~values.isnan()].quantile(share)), 4) for share in (0.01, 0.5, 0.99)]
                         for name, values in scores.items() if not values.isnan().all()}}  # fmt: skip
     if limits:
@@ -536,6 +740,10 @@ def dataset_stats(folder: str | Path, limits: dict[str, float] | None = None,
         passes = ~torch.stack(list(failed.values())).any(0)
         stats |= {"limits": limits, "passes": round(float(passes.float().mean()), 4),
                   "refused": {gate: int(which.sum()) for gate, which in failed.items()},
-                  "passes_by_tilt": {name: round(float(passes[(low <= tilt) & (tilt < high)].float().mean()), 4)
-                                     for name, (low, high) in TILT_BINS.items() if stats["tilt"][name]}}
+                  **{f"passes_by_{name}": {kind: round(float(passes[which].float().mean()), 4)
+                                           for kind, which in group.items() if which.any()}
+                     for name, group in groups.items()}}
+    if "attempt" in pairs.table.column_names:
+        taken = pairs.table["attempt"].to_pylist()
+        stats["attempts"] = {attempt: taken.count(attempt) for attempt in sorted(set(taken))}
     return stats

@@ -14,7 +14,7 @@ import math
 import struct
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -32,9 +32,9 @@ _all_ = ["Clip", "embedded_clips"]
 # %% ../../nbs/people/04_motion.ipynb #b43e1c70
 def motion_format(
     path: str | Path,  # a motion file; its name and ending do not matter
-) -> str:              # "amass" | "motion-x" | "aist++" | "bvh" | "deepmimic"
-    """Tell the format of a motion file from its first bytes: "amass" is any npz of SMPL arrays, "aist++" any pickle
-    of them.
+) -> str:              # "amass" | "kimodo" | "motion-x" | "aist++" | "bvh" | "annotations" | "deepmimic"
+    """Tell the format of a motion file from its first bytes and, for an npz and JSON, the names in it: "amass" is any
+    other npz, "aist++" any pickle, "deepmimic" any other JSON.
 
     Raises FileNotFoundError for a path that is not there, IsADirectoryError for a folder, ValueError for an empty
     file or one of no known format."""
@@ -53,7 +53,8 @@ def motion_format(
                   b"HIERARCHY": "bvh", b"{": "deepmimic"}
     for beginning, name in beginnings.items():
         if (text if beginning in (b"HIERARCHY", b"{") else head).startswith(beginning):
-            return name
+            finer = {"amass": _npz_format, "deepmimic": _json_format}
+            return finer[name](path) if name in finer else name
     if b"FBX" in head[:40] or head.startswith(b"glTF"):
         raise ValueError(f"{path}: is FBX or glTF, which is not read; export it as BVH (Blender: File, Export, Motion "
                          "Capture) and read that")
@@ -364,6 +365,7 @@ LAYOUTS: dict[str, _Layout] = {
     "AMASS": _Layout(("poses",), ("poses",), "trans", "z"),
     "AMASS by parts": _Layout(("root_orient", "pose_body"), ("root_orient", "pose_body"), "trans", "z"),
     "smplx's names": _Layout(("global_orient", "body_pose"), ("global_orient", "body_pose"), "transl", "y"),
+    "CAPE": _Layout(("pose", "v_cano"), ("pose",), "transl", "y", 60),
 }
 
 
@@ -376,8 +378,10 @@ def _layout_of(path: Path, held: list[str]) -> tuple[str, _Layout]:
                      f"holds: {', '.join(held)[:160]}), needed a motion of SMPL, SMPL-H or SMPL-X")
 
 
-def _read_arrays(path: Path, family: str) -> tuple[str, _Layout, dict]:
-    "The kind of an npz or a pickle of arrays, its layout, and those of its fields that the layout needs."
+def _read_arrays(path: Path, family: str, person: int) -> tuple[str, _Layout, dict]:
+    "The kind of a file of arrays, its layout, and those of its fields that the layout needs."
+    if family == "annotations":
+        return _json_arrays(path, person)
     if family == "aist++":
         content = read_array_pickle(path, "a motion pickle")
         content = content["smpl"] if isinstance(content.get("smpl"), dict) else content
@@ -398,7 +402,9 @@ def _people(value, width: int) -> int | None:
 
 
 def _of_person(path: Path, field: str, value, person: int, width: int):
-    "One person's array of a field; joints by themselves (T, J, 3) are laid in a row."
+    "One person's array of a field; joints by themselves (T, J, 3) are laid in a row, one frame (N,) is a row."
+    if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) and value.dtype.kind in "fiu":
+        value = value[None]
     people = _people(value, width)
     if not 0 <= person < (1 if people is None else people):
         raise ValueError(f"{path}: {field!r} holds {1 if people is None else people} people, needed one of them, "
@@ -416,7 +422,7 @@ def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[
     "Arguments of Pose.from_parts, without places and shape."
     if len(layout.rotations) == 1:
         (name,) = layout.rotations
-        wide = {"smpl_poses": (72,), "fullpose": (165, 156)}.get(name, (165, 156, 72))
+        wide = {"smpl_poses": (72,), "pose": (72,), "fullpose": (165, 156)}.get(name, (165, 156, 72))
         shape = " or ".join(f"(frames, {width}) for "
                             f"{'SMPL-X' if width == 165 else 'SMPL-H' if width == 156 else 'SMPL'}" for width in wide)
         poses = _checked(path, name, _of_person(path, name, fields[name], person, 72), shape, wide)
@@ -448,8 +454,6 @@ def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[
         if len(value) != frames:
             raise ValueError(f"{path}: {root!r} has {frames} frames and {name!r} {len(value)}, needed as many of both")
     return parts
-
-# %% ../../nbs/people/04_motion.ipynb #c2a7e6d1
 def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int = 1) -> Tensor:
     "The first ten shape numbers for each frame, (frames, 10); zeros where a file has none."
     if value is None:
@@ -469,8 +473,9 @@ def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int 
 
 def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float | None = None, person: int = 0,
                  body: BodyModel | None = None) -> tuple[Pose, float]:
-    "An npz or a pickle of one of `LAYOUTS`, in the world frame."
-    kind, layout, fields = _read_arrays(path, family)
+    "An npz, a pickle or JSON of one of `LAYOUTS`, in the world frame."
+    kind, layout, fields = _read_arrays(path, family, person)
+    person = 0 if family == "annotations" else person
     parts = _pose_parts(path, layout, fields, person)
     frames = len(parts["global_orient"])
     places, scaling = (layout.places if layout.places in fields else "trans"), fields.get("smpl_scaling")
@@ -516,6 +521,54 @@ def _load_motion_x(path: Path) -> tuple[Pose, float]:
         betas=_checked_betas(path, table[:, 312:322].numpy(), len(table)),
     )
     return pose, 30.0
+
+# %% ../../nbs/people/04_motion.ipynb #54a0f91f
+_ANNOTATED = {  # Motion-X's annotations: their names, and smplx's
+    "root_pose": "global_orient", "root_orient": "global_orient", "pose_body": "body_pose", "trans": "transl",
+    "lhand_pose": "left_hand_pose", "rhand_pose": "right_hand_pose", "shape": "betas",
+}  # fmt: skip
+
+
+def _json_people(path: Path, annotations: list) -> list[list[dict]]:
+    "The `smplx_params` of annotations, by picture in order, for each the people in it in the file's order."
+    if not annotations or not all(isinstance(one, dict) and isinstance(one.get("smplx_params"), dict)
+                                  for one in annotations):
+        raise ValueError(f"{path}: 'annotations' holds entries without 'smplx_params', needed Motion-X's annotations")
+    pictures: dict[str, list[dict]] = {}
+    for number, one in enumerate(annotations):
+        picture = one.get("image_id", number)
+        pictures.setdefault(f"{picture:012d}" if isinstance(picture, int) else str(picture)[:99], []).append(
+            one["smplx_params"])
+    return [pictures[picture] for picture in sorted(pictures)]
+
+
+def _json_format(path: Path) -> str:
+    "Whether JSON is what `_json_arrays` reads, or a DeepMimic motion."
+    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**27)
+    arrays = "annotations" in content or set(LAYOUTS["smplx's names"].tells) <= set(content)
+    return "annotations" if arrays else "deepmimic"
+
+
+def _json_arrays(path: Path, person: int) -> tuple[str, _Layout, dict]:
+    "Fields of JSON that is no DeepMimic motion: Motion-X's annotations, or smplx's names at the top."
+    content, layout = read_json(path, "a motion", kind=dict, most=2**27), LAYOUTS["smplx's names"]
+    if person and "annotations" not in content:
+        raise ValueError(f"{path}: holds 1 person, needed one of them, found person {person}")
+    if isinstance(content.get("annotations"), list):
+        people = _json_people(path, content["annotations"])
+        frames = [several[person] for several in people if 0 <= person < len(several)]
+        if not frames:
+            raise ValueError(f"{path}: 'annotations' holds {max(map(len, people))} people, needed one of them, found "
+                             f"person {person}")
+        up_axis = "-y" if "root_pose" in frames[0] else "y"
+        wanted = [name for name in (*_ANNOTATED, "body_pose", "jaw_pose") if all(name in frame for frame in frames)]
+        content = {_ANNOTATED.get(name, name): [frame[name] for frame in frames] for name in wanted}
+        layout = replace(layout, up_axis=up_axis, fps=30)
+    fields = {name: np.array(value, dtype=np.float64) if isinstance(value, list) else value
+              for name, value in content.items() if name in (*layout.rotations, layout.places, "betas", *_HANDS,
+                                                             *_RATES)}
+    return "smplx's names", layout, {name: value.reshape(len(value), -1) if isinstance(value, np.ndarray) and
+                                     value.ndim > 2 else value for name, value in fields.items()}
 
 # %% ../../nbs/people/04_motion.ipynb #8088b00b
 DEEPMIMIC_TO_WORLD = torch.tensor([[0.0, 0, -1], [0, 1, 0], [1, 0, 0]])  # front +X -> +Z, right +Z -> -X
@@ -573,7 +626,7 @@ def _deepmimic_pose(frames: Tensor, body: BodyModel | None) -> Pose:
 
 def _load_deepmimic(path: Path, body: BodyModel | None) -> tuple[Pose, float]:
     "pybullet / DeepMimic humanoid3d_*.txt: JSON with Frames of 44 numbers."
-    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**24)
+    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**27)
     frames = content.get("Frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, list) for frame in frames):
         raise ValueError(f"{path}: has no list 'Frames' of frames (it holds: {', '.join(content)[:160]}), needed a "
@@ -704,6 +757,9 @@ LIMB_ENDS = (4, 5, 7, 8, 10, 11, 16, 17, 18, 19, 20, 21)
 BVH_SKELETONS: dict[str, dict[str, str]] = {  # SMPL-X joint -> the source's joint
     "CMU": {**_LIMBS, "spine1": "LowerBack", "spine2": "Spine", "spine3": "Spine1", "neck": "Neck", "head": "Head"},
     "Mixamo": {**_LIMBS, "spine1": "Spine", "spine2": "Spine1", "spine3": "Spine2", "neck": "Neck", "head": "Head"},
+    "SOMA": {**_LIMBS, "spine1": "Spine1", "spine2": "Spine2", "spine3": "Chest", "neck": "Neck1", "head": "Head",
+             **{f"{side}_{ours}": f"{side.title()}{theirs}" for side in ("left", "right")
+                for ours, theirs in (("hip", "Leg"), ("knee", "Shin"))}},
 }
 
 
@@ -728,15 +784,15 @@ def _numbered(names: list[str], table: dict[str, str]) -> tuple[dict[str, int], 
     return best
 
 
-def _match_skeleton(path: Path, bvh: _Bvh) -> list[int]:
-    "For each of the 22 SMPL-X body joints the index of the source joint."
+def _match_skeleton(path: Path, bvh: _Bvh) -> tuple[str, list[int]]:
+    "The skeleton's name, and for each of the 22 SMPL-X body joints the index of the source joint."
     known = {name: _numbered(bvh.names, table) for name, table in BVH_SKELETONS.items()}
     best = min(known, key=lambda name: len(known[name][1]))
     numbers, missing = known[best]
     if missing:
         raise ValueError(f"{path}: lacks the joints {', '.join(missing)} of a {best} skeleton, needed "
                          f"{' or '.join(BVH_SKELETONS)} joint names")
-    return [numbers[BVH_SKELETONS[best][name]] for name in SMPLX_JOINT_NAMES[:22]]
+    return best, [numbers[BVH_SKELETONS[best][name]] for name in SMPLX_JOINT_NAMES[:22]]
 
 
 def _rest_fault(rest: Tensor) -> str | None:
@@ -803,12 +859,59 @@ def _rest_turns(source: Tensor, ours: Tensor) -> Tensor:
         # kept by toes and hands, replaced by longer limbs' next bone
         turns[child] = turns[joint]
     return turns
+def _retargeted(
+    turns: Tensor,            # (T, 22, 3, 3) G: the source's world rotations, from its standing rest pose
+    rest_turns: Tensor,       # (22, 3, 3) A: from our rest bones to the source's
+    hips: Tensor,             # (T, 3) where the source's pelvis joint is, its units
+    source: Tensor,           # (22, 3) its rest joints, its units
+    body: BodyModel | None,   # None = the embedded body
+) -> Pose:
+    "Poses of our body whose bones point where the source's do."
+    joined = turns @ rest_turns                                              # Q (T, 22, 3, 3)
+    parents = list(SMPLX_PARENTS[1:22])
+    local = torch.cat([joined[:, :1], joined[:, parents].transpose(-1, -2) @ joined[:, 1:]], dim=1)
+    angles = torch.cat([matrix_to_axis_angle(local), torch.zeros(len(local), 33, 3)], dim=1)
+    leg = float((source[4] - source[1]).norm() + (source[7] - source[4]).norm())
+    hips = hips + turns[:, 0] @ ((source[1] + source[2]) / 2 - source[0])
+    return Pose(angles, torch.zeros(len(local), 10), _place_hips(hips, joined[:, 0], leg, body))
+
+# %% ../../nbs/people/04_motion.ipynb #41f6af5b
+_SOMA_AXES = {  # a joint's own x, y and z in the T-pose, in the columns
+    "trunk": ((0, 0, 1), (1, 0, 0), (0, 1, 0)), "left leg": ((0, 0, 1), (-1, 0, 0), (0, -1, 0)),
+    "left arm": ((1, 0, 0), (0, 0, -1), (0, 1, 0)), "right arm": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
+}  # fmt: skip
+_SOMA_BENDS = {  # degrees about the world's x (collars: y), on top of that; left and right alike
+    "pelvis": -0.19, "spine1": -0.24, "spine2": -6.168, "spine3": -0.203, "neck": 16.629, "head": -6.746,
+    "hip": 1.064, "knee": 4.721, "ankle": -69.074, "foot": -73.804, "collar": 20.244, "wrist": 9.712,
+}  # fmt: skip
+
+
+def _soma_t_pose() -> Tensor:
+    "S (22, 3, 3): world rotations of SOMA's joints when it stands in its T-pose."
+    turns = []
+    for name in SMPLX_JOINT_NAMES[:22]:
+        side, _, part = name.rpartition("_")
+        limb = "leg" if part in ("hip", "knee", "ankle", "foot") else "arm" if side else "trunk"
+        order = torch.tensor(_SOMA_AXES.get(f"{side} {limb}", _SOMA_AXES["trunk"]), dtype=torch.float32)
+        bend = torch.zeros(3)
+        bend[1 if part == "collar" else 0] = math.radians(_SOMA_BENDS.get(part, 0.0))
+        turns.append(axis_angle_to_matrix(-bend if name == "right_collar" else bend) @ order)
+    return torch.stack(turns)
+
+
+def _stood_up(rest: Tensor, turns: Tensor) -> Tensor:
+    "Rest joints (22, 3) with each joint turned by (22, 3, 3) in the world."
+    places = [rest[0]]
+    for joint in range(1, 22):
+        parent = SMPLX_PARENTS[joint]
+        places.append(places[parent] + turns[parent] @ (rest[joint] - rest[parent]))
+    return torch.stack(places)
 
 # %% ../../nbs/people/04_motion.ipynb #f087abab
 def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[Pose, float]:
-    "BVH with a CMU or Mixamo skeleton, retargeted to SMPL-X."
+    "BVH with a CMU, Mixamo or SOMA skeleton, retargeted to SMPL-X."
     bvh = _read_bvh(path)
-    match = _match_skeleton(path, bvh)
+    skeleton, match = _match_skeleton(path, bvh)
     turned = [channel.endswith("rotation") for channels in bvh.channels for channel in channels]
     spins = bvh.values[:2, turned]
     if len(spins) > 1 and not spins[0].any() and spins[1].any():
@@ -819,21 +922,58 @@ def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[
     if not moved:
         raise ValueError(f"{path}: 'Hips' has the channels {' '.join(bvh.channels[match[0]])}, needed Xposition, "
                          "Yposition and Zposition too, there or in a joint above")
-    world, rest = UP_AXES[up_axis or "y"], _bvh_rest(bvh)[match]
+    world, rest, standing = UP_AXES[up_axis or "y"], _bvh_rest(bvh)[match], torch.eye(3)
+    if skeleton == "SOMA" and _rest_fault(rest) is not None:                 # its bones lie along x
+        standing = _soma_t_pose()
+        rest = _stood_up(rest, standing)
     # in which the rest pose stands
     frames = [frame for frame in (world, torch.eye(3)) if _rest_fault(rest @ frame.T) is None]
     if not frames:
         raise ValueError(f"{path}: {_rest_fault(rest @ world.T)}")
     source, (turns, hips) = rest @ frames[0].T, _bvh_world(bvh, match)
-    turns = world @ turns @ frames[0].T
-    joined = turns @ _rest_turns(source, _rest_joints(body)[:22])            # Q (T, 22, 3, 3)
-    parents = list(SMPLX_PARENTS[1:22])
-    local = torch.cat([joined[:, :1], joined[:, parents].transpose(-1, -2) @ joined[:, 1:]], dim=1)
-    angles = torch.cat([matrix_to_axis_angle(local), torch.zeros(len(local), 33, 3)], dim=1)
-    leg = float((source[4] - source[1]).norm() + (source[7] - source[4]).norm())
-    hips = hips @ world.T + turns[:, 0] @ ((source[1] + source[2]) / 2 - source[0])
-    pose = Pose(angles, torch.zeros(len(local), 10), _place_hips(hips, joined[:, 0], leg, body))
+    turns = world @ turns @ standing.transpose(-1, -2) @ frames[0].T
+    pose = _retargeted(turns, _rest_turns(source, _rest_joints(body)[:22]), hips @ world.T, source, body)
     return pose, _checked_fps(path, "Frame Time (1 / seconds)", 1 / bvh.seconds if bvh.seconds > 0 else 0)
+
+# %% ../../nbs/people/04_motion.ipynb #6457f01e
+_KIMODO_JOINTS = {  # joints in the file: which of them are SMPL-X's first 22
+    22: tuple(range(22)),
+    30: (0, 22, 26, 1, 23, 27, 2, 24, 28, 3, 25, 29, 4, 10, 16, 6, 11, 17, 12, 18, 13, 19),
+    77: (0, 67, 72, 1, 68, 73, 2, 69, 74, 3, 70, 75, 4, 11, 39, 6, 12, 40, 13, 41, 14, 42),
+}
+_KIMODO_FIELDS = ("global_rot_mats", "posed_joints")
+
+
+def _npz_format(path: Path) -> str:
+    "Whether an npz is Kimodo's, or one of `LAYOUTS`."
+    return "kimodo" if set(_KIMODO_FIELDS) <= npz_fields(path, "an npz of a motion") else "amass"
+
+
+def _load_kimodo(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[Pose, float]:
+    "Kimodo's npz of world rotations and places, retargeted to SMPL-X."
+    turns, places = read_npz(path, _KIMODO_FIELDS, needed="Kimodo's npz", most=2**28).values()
+    joints = turns.shape[1] if turns.ndim == 4 else 0
+    if joints not in _KIMODO_JOINTS or turns.shape[2:] != (3, 3) or places.shape != (len(turns), joints, 3):
+        raise ValueError(f"{path}: 'global_rot_mats' has shape {turns.shape} and 'posed_joints' {places.shape}, needed "
+                         "(frames, joints, 3, 3) and (frames, joints, 3) of 22, 30 or 77 joints")
+    match = list(_KIMODO_JOINTS[joints])
+    world = UP_AXES[up_axis or "y"]
+    turns = _checked(path, "global_rot_mats", turns.reshape(len(turns), -1), "(frames, joints, 3, 3)")
+    turns = turns.unflatten(1, (-1, 3, 3))[:, match]
+    places = _checked(path, "posed_joints", places.reshape(len(places), -1), "(frames, joints, 3)")
+    places = _checked_places(path, "posed_joints", places.unflatten(1, (-1, 3))[:, match].flatten(0, 1).numpy(),
+                             22 * len(turns)).unflatten(0, (-1, 22))
+    if (turns @ turns.transpose(-1, -2) - torch.eye(3)).abs().max() > 0.01 or not (torch.linalg.det(turns) > 0).all():
+        raise ValueError(f"{path}: 'global_rot_mats' holds matrices that are no rotations, needed rotations")
+    parents = list(SMPLX_PARENTS[1:22])
+    bones = (turns[:, parents].transpose(-1, -2) @ (places[:, 1:] - places[:, parents])[..., None]).mean(0)[..., 0]
+    source = torch.zeros(22, 3)
+    for joint in range(1, 22):
+        source[joint] = source[SMPLX_PARENTS[joint]] + bones[joint - 1]
+    if (fault := _rest_fault(source)) is not None:
+        raise ValueError(f"{path}: {fault}")
+    rest_turns = torch.eye(3).repeat(22, 1, 1) if joints == 22 else _rest_turns(source, _rest_joints(body)[:22])
+    return _retargeted(world @ turns, rest_turns, places[:, 0] @ world.T, source, body), 30.0
 
 # %% ../../nbs/people/04_motion.ipynb #9831cdd9
 def load_motion(
@@ -849,9 +989,9 @@ def load_motion(
     """Read one motion file into the world frame (metres, +Y up, +X the subject's left, +Z out of the chest).
 
     Formats, told by content (`motion_format`): npz or pickles (read without executing them) of SMPL, SMPL-H and
-    SMPL-X arrays as AMASS, 3DPW, EMDB, AIST++, EDGE, MOYO and smplx's tools name them (`LAYOUTS`), Motion-X npy (T,
-    322),
-    BVH with a CMU or Mixamo skeleton, DeepMimic / pybullet JSON. `Clip.name` is the file's name without its ending,
+    SMPL-X arrays as AMASS, 3DPW, EMDB, AIST++, EDGE, MOYO, CAPE and smplx's tools name them (`LAYOUTS`), Motion-X npy
+    (T, 322) and its annotations, Kimodo's npz, BVH with a CMU, Mixamo or SOMA skeleton, DeepMimic / pybullet JSON.
+    `Clip.name` is the file's name without its ending,
     `Clip.kind` "unknown".
     Raises FileNotFoundError, IsADirectoryError or ValueError with one sentence: file, field, found, needed. Warns
     where a rate is missing and where the axes look wrong."""
@@ -861,8 +1001,10 @@ def load_motion(
                          "DeepMimic, which states its axes)")
     given = None if fps is None else _checked_fps(path, "fps", fps)
     with reading(path, "a motion file"):
-        if name in ("amass", "aist++"):
+        if name in ("amass", "aist++", "annotations"):
             pose, rate = _load_arrays(path, name, up_axis, given, person, body)
+        elif name == "kimodo":
+            pose, rate = _load_kimodo(path, up_axis, body)
         elif name == "motion-x":
             pose, rate = _load_motion_x(path)
             pose = _to_world(pose, up_axis or "y", body)

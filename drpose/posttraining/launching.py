@@ -33,6 +33,7 @@ from ..reward.skeleton_predictor import SkeletonPredictor
 from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
 from ..evaluation.benchmarks import Benchmark, load_benchmark, load_scan_benchmark, with_estimates
 from .post_training import (PostTrainConfig, PostTrainResult, condition_pairs, finished,
+                                              kept_conditions,
                                                fit_foreground, posttrain)
 from .validation import ValidationSettings, Validator, pair_benchmark
 
@@ -63,6 +64,7 @@ class PostTrainSources:
     validation_scans: str = ""
     validation_pairs: str = ""
     start_from: str = ""  # folder of an adapter to go on from
+    conditions: str = ""  # folder that keeps what the encoders make of the pairs, for other runs; empty = made anew
 
     def absolute(self) -> PostTrainSources:
         "The same for a process that was started elsewhere."
@@ -127,8 +129,9 @@ def load_sources(config: PostTrainConfig, sources: PostTrainSources, device: str
     # the same noise levels; steps that can be trained
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False,
                                           set_alpha_to_one=True)
-    data = condition_pairs(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)),
-                           outlines=rig if outlines else None)
+    encode = partial(kept_conditions, sources.conditions) if sources.conditions else condition_pairs
+    data = encode(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)),
+                  outlines=rig if outlines else None)
     parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor,
                  prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, foreground=foreground)
     return parts | {"validator": validator_of(config, sources, pipeline, rig, foreground),

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler
 from peft import LoraConfig
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..ground.seeding import seeded_generator
-from ..ground.files import read_json
-from ..ground.provenance import digest_of
+from ..ground.files import read_json, read_tensors, write_atomic
+from ..ground.provenance import alone, digest_of
 from ..ground.trainer import (WHOLE_BATCH, BatchPart, Callback, LoopConfig, LoopResult, RunDirectory, config_from,
                                    new_accelerator, optimise, require)
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
@@ -42,8 +43,8 @@ from .reward_gradients import (ESTIMATORS, GRADIENT_POINTS, KL_ON, STEP_CHOICES,
 
 # %% auto #0
 __all__ = ['CHECKPOINTING', 'GIVEN', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrainConfig', 'PairConditions', 'body_masks',
-           'fit_foreground', 'condition_pairs', 'prepare_weights', 'check_handover', 'TrainingSamples', 'PostTrainLoss',
-           'PostTrainResult', 'pose_reward', 'finished', 'load_tuned', 'posttrain']
+           'fit_foreground', 'condition_pairs', 'kept_conditions', 'prepare_weights', 'check_handover',
+           'TrainingSamples', 'PostTrainLoss', 'PostTrainResult', 'pose_reward', 'finished', 'load_tuned', 'posttrain']
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #9039a371
 CHECKPOINTING = ("none", "blocks", "calls", "both")
@@ -213,6 +214,22 @@ def condition_pairs(pairs: PosePairs, pipeline: MultiViewPipeline, body_model: B
                                                                 pipeline.pose_estimator) if part is not None))
     return PairConditions(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]},
                           made_from=made_from)
+
+# %% ../../nbs/posttraining/02_post_training.ipynb #b17f5ea7
+def kept_conditions(folder: str | Path, pairs: PosePairs, pipeline: MultiViewPipeline, body_model: BodyModel,
+                    batch_size: int = 64, outlines: ViewRig | None = None) -> PairConditions:
+    "`condition_pairs`, read from `folder` where the same pairs were encoded by the same networks before."
+    config, encoders = pipeline.unet.config, [pipeline.vae, pipeline.image_encoder, pipeline.pose_estimator]
+    name = digest_of(pairs.digest(), encoders, config.sample_size, config.face_view, body_model, outlines)
+    path = Path(folder) / f"conditions-{name}.safetensors"
+    with alone(folder, "encodes pairs", name, wait=24 * 3600):
+        if not path.exists():
+            made = condition_pairs(pairs, pipeline, body_model, batch_size, outlines)
+            tensors = {part: value.contiguous() for part, value in vars(made).items() if isinstance(value, Tensor)}
+            tensors["made_from"] = torch.tensor(list(made.made_from.encode()), dtype=torch.uint8)
+            write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    kept = read_tensors(path, "conditions of pairs", ("photos", "descriptors", "joints", "made_from"))
+    return PairConditions(**kept | {"made_from": bytes(kept["made_from"].tolist()).decode()})
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #4d9c6138
 # what "all" adapts beside attention
