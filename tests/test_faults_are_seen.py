@@ -10,7 +10,8 @@ from drpose.multiview.base_training import BaseConfig, BaseLoss
 from drpose.multiview.latents import LatentSet
 from drpose.multiview.pipeline import default_scheduler, tiny_prompt_embeds
 from drpose.people.bodies import load_body
-from drpose.people.pose_sets import draw_set
+from drpose.people.clips import clips_for
+from drpose.people.pose_sets import POSE_SETS, draw_set
 from drpose.pictures.cameras import TINY_RIG, ViewRig
 from drpose.pictures.rendering import skeleton_maps
 from drpose.posttraining.post_training import PairConditions, PostTrainLoss, load_tuned, posttrain, prepare_weights
@@ -149,6 +150,8 @@ def test_the_predictor_sees_where_the_camera_stands():
 
 
 def test_nobody_is_tested_who_was_trained_on():
+    tested_clips, pool = (set(clips_for(POSE_SETS[name].clips)) for name in ("hard_test", "pool"))
+    assert tested_clips and pool and not tested_clips & pool
     body_model = load_body()
     tested = {key: draw_set(name, 48, 0, body_model) for key, name in (("hard", "hard_test"), ("everyday", "everyday_test"))}
     for kind, seeds in (("everyday", (1, 2, 3, 1500)), ("pool", (2, 3, 7, 500))):
