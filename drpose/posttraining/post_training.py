@@ -448,12 +448,20 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
 
 
 def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
-    """Who draws after a run that left its `config.json` and `lora/` in `folder`, on top of the base `unet`, which stays
-    as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
-    path = Path(folder) / "config.json"
-    config = config_from(PostTrainConfig, read_json(path), str(path))
-    tuned = copy.deepcopy(unet)
-    load_lora(tuned, Path(folder) / "lora")
+    """Who draws after a run that left its `config.json` and `lora/` (or `unet/`) in `folder`, on top of the base
+    `unet`,
+    which stays as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
+    folder = Path(folder)
+    path, tuned = folder / "config.json", copy.deepcopy(unet)
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: holds no config.json, needed the folder of a post-training run")
+    config = config_from(PostTrainConfig, read_json(path, "the settings of a run", kind=dict), str(path))
+    if config.lora_rank == 0:
+        return HandOver(MultiViewUNet.from_pretrained(folder / "unet").eval(), unet, config.base_below)
+    if not (folder / "lora").is_dir():
+        raise FileNotFoundError(f"{folder}: holds no folder lora, needed a run that has ended (its adapter is written "
+                                "then)")
+    load_lora(tuned, folder / "lora")
     return HandOver(merged(tuned), unet, config.base_below)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..ground.files import read_json, read_lines, read_picture, write_atomic
 from ..ground.model_files import embedded_models
-from ..ground.trainer import STOP_FILE, ask_to_stop, config_from
+from ..ground.trainer import STOP_FILE, ask_to_stop
 from ..people.bodies import PARTS, SKELETON_JOINTS, SMPLX_JOINT_NAMES, Body, Pose, load_body
 from ..people.pose_space import BONE_AXIS, JOINT_LIMITS, from_swing_twist, to_swing_twist
 from ..people.clips import Clip, embedded_clips
@@ -34,14 +34,13 @@ from ..pictures.rendering import render_views
 from ..pictures.plots import (curves, is_number, joint_color, mesh_figure, tint_maps, to_image,
                                    view_titles)
 from ..pictures.dressed_people import Crowd, draw_crowd, photograph
-from ..multiview.unet import HandOver, MultiViewUNet, load_lora, merged, without_adapters
 from ..multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, unmirror
 from ..reward.skeleton_predictor import PoseScore, SkeletonPredictor
 from ..reward.rewards import BONES
 from ..evaluation.views import PerSample
 from ..evaluation.benchmarks import (Benchmark, evaluate_latents, generate_latents, load_benchmark,
                                           with_estimates)
-from .post_training import PostTrainConfig
+from .post_training import load_tuned
 from .validation import read_validation
 from .launching import rig_of
 
@@ -410,21 +409,6 @@ class PoseEditor(_PoseControls):
             self.figure.data[0].update(x=vertices[:, 0], y=vertices[:, 1], z=vertices[:, 2])
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #7bb957c3
-def _tuned(run: Path, base: MultiViewUNet) -> HandOver:
-    "What a run's folder makes of its base. FileNotFoundError or ValueError naming what is missing or damaged."
-    if not (run / "config.json").is_file():
-        raise FileNotFoundError(f"{run}: holds no config.json, needed the folder of a post-training run")
-    settings = read_json(run / "config.json", "the settings of a run", kind=dict)
-    config = config_from(PostTrainConfig, settings, str(run / "config.json"))
-    if config.lora_rank == 0:
-        return HandOver(MultiViewUNet.from_pretrained(run / "unet").eval(), base, config.base_below)
-    if not (run / "lora").is_dir():
-        raise FileNotFoundError(f"{run}: holds no folder lora, needed a run that has ended (its adapter is written "
-                                "then)")
-    load_lora(base, run / "lora")
-    return HandOver(merged(base), without_adapters(base), config.base_below)
-
-
 @dataclass
 class _Drawn:
     "A benchmark as every model draws it."
@@ -438,7 +422,8 @@ class _Drawn:
 
 class RunDrawings:
     """Held-out people of the tiny world as the models of a run draw them. `run`: the folder of the job or of the run in
-    it (empty: the shipped models); `models`: as the job's setting. FileNotFoundError or ValueError naming what is
+    it (empty: the shipped models and their adapter); `models`: as the job's setting. FileNotFoundError or ValueError
+    naming what is
     missing or damaged."""
 
     def __init__(self, run: str | Path = "", models: str | Path = "", people: int = 4, steps: int = 10):
@@ -450,8 +435,10 @@ class RunDrawings:
         if str(run):
             if not Path(run).is_dir():
                 raise FileNotFoundError(f"{run}: no such folder, needed one that the job posttrain has written")
-            tuned = _tuned(Path(run) / "run" if (Path(run) / "run").is_dir() else Path(run), self.pipeline.unet)
-            self.models = {"base": tuned.start, "tuned": tuned}
+        place = Path(run) if str(run) else folder / "tuned"
+        if place.is_dir():
+            tuned = load_tuned(place / "run" if (place / "run").is_dir() else place, self.pipeline.unet)
+            self.models["tuned"] = tuned
         self._drawn: dict[str, _Drawn] = {}
 
     @torch.no_grad()
