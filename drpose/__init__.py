@@ -25,6 +25,8 @@ _HOMES = {  # module: the names that it lends to the package
     "pairs.dataset": "PosePairs build_dataset plan_dataset",
     "reward.skeleton_predictor": "PoseScore SkeletonPredictor",
     "reward.predictor_training": "train_skeleton_predictor",
+    "mesh.carving": "carve",
+    "mesh.reconstruction": "reconstruct",
     "evaluation.views": "evaluate_views",
     "evaluation.benchmarks": "load_benchmark",
     "evaluation.mesh_metrics": "evaluate_meshes",

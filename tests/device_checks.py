@@ -68,11 +68,13 @@ from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, Estim
                                             new_autoencoder, tiny_unet, train_autoencoder, train_base,
                                             train_pose_estimator)
 from drpose.mesh.remeshing import begin, remesh, step
-from drpose.mesh import body_fit  # noqa: E402
+from drpose.mesh import body_fit, carving  # noqa: E402
 from drpose.mesh.body_fit import angle_prior, first_guess, fit_joints, refine_fit, rotations_of  # noqa: E402
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
 from drpose.mesh.skinning import skinned, with_skin  # noqa: E402
+from drpose.mesh.carving import carve, carve_surface, largest_piece, level_set, visual_hull  # noqa: E402
+from drpose.mesh.reconstruction import ReconstructionConfig, coverage_of, load_models, person_from_views, read_person  # noqa: E402
 from drpose.mesh.texture import bake_texture, color_vertices, color_views, lay_flat  # noqa: E402
 from drpose.pictures.mesh_files import Scan, srgb_levels  # noqa: E402
 from drpose.pictures.mesh_writing import write_scan  # noqa: E402
@@ -206,6 +208,34 @@ def textures(device, folder):
     moved = skinned(rest.vertices, skin, some_poses(2).to(device))
     path = write_scan(folder / "person.glb", rest, skin)
     return {"colors": rest.colors, "texture": baked.scan.texture.mean((1, 2)), "seen": (baked.seen == 1).float().mean(), "own pose": skinned(rest.vertices, skin, skin.pose), "moved": moved.mean((1, 2)), "written": read_scan(path).vertices}
+
+
+@check("a surface carved, and a person from views")
+def carved(device, folder):
+    "Few steps and means: where two edges wish alike for the same place, a rounding error decides."
+    rig, body = ViewRig((0.0, 90.0, 180.0, 270.0), image_size=32), load_body().to(device)
+    found = body(some_poses(1).to(device))
+    framing = frame_by_diagonal(found.vertices)
+    framed = framing.apply(found.vertices)[0]
+    with torch.no_grad():
+        seen = soft_views(framed[None], body.faces, rig)
+    normals, masks, colors = seen.normals[0] / 2 + 0.5, seen.masks[0].clamp(0, 1), torch.rand(4, 3, 32, 32, generator=seeds()).to(device)
+    kept = carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS
+    carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS = 1, 2, 24, 2, 1
+    try:
+        hull = visual_hull(masks, rig)
+        surface = carve_surface(normals, masks, rig, "hull", steps=7, keep=1)
+        mesh = carve(normals, colors, masks, rig, (framed, body.faces), steps=1)
+        person = person_from_views(normals, colors, masks, rig, body, framing.apply(found.joints[:, :23])[0], "sphere", 0)
+    finally:
+        carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS = kept
+    values = torch.randn(8, 8, 8, generator=seeds()).to(device)
+    pipeline, predictor = load_models(ReconstructionConfig(device=str(device)))
+    latents = torch.randn(1, 2, 4, 4, 16, 16, generator=seeds()).to(device)
+    joints, apart = read_person(latents, colors[0].repeat(1, 2, 2), pipeline, predictor)
+    person.turntable(folder / "person.gif", 2, 32)
+    return {"hull": hull[0].mean(0), "level": level_set(values)[0].sum(0), "largest": largest_piece(framed, body.faces)[0].mean(0), "carved": surface.vertices.mean(0), "loss": torch.tensor(surface.losses[:2]), "aligned": surface.aligned(colors).mean(),
+            "coverage": coverage_of(normals), "mesh": torch.tensor(mesh.vertices.mean(0)), "person": person.scan.vertices.mean(0), "joints": joints, "apart": torch.tensor(apart)}  # fmt: skip
 
 
 @check("dressed people and their photographs")

@@ -1,0 +1,183 @@
+"""From a photo to a person: coverage of drawn normals, the choice among draws, units, files, what happens without a body or a predictor, doors, the command."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+
+from drpose.ground import command
+from drpose.ground.model_files import embedded_models
+from drpose.mesh import reconstruction
+from drpose.mesh.reconstruction import Reconstruction, ReconstructionConfig, coverage_of, load_models, person_from_views, read_person, reconstruct
+from drpose.multiview.pipeline import encode_images
+from drpose.people.bodies import load_body
+from drpose.people.clips import embedded_clips
+from drpose.pictures.cameras import FOUR_VIEWS
+from drpose.pictures.dressed_people import draw_crowd, photograph
+from drpose.pictures.mesh_files import read_scan
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def body_model():
+    return load_body()
+
+
+@pytest.fixture(scope="module")
+def somebody(body_model):
+    "A person who waves: four true views of 64 pixels, and the joints in the frame."
+    crowd = draw_crowd(body_model, [5])
+    pose = embedded_clips()["wave"].poses[20:21].with_betas(crowd.betas)
+    taken = photograph(body_model, pose, crowd, FOUR_VIEWS, SIZE)
+    body = body_model(pose)
+    return taken, taken.framing.apply(body.joints[:, :23])[0], body
+
+
+@pytest.fixture(scope="module")
+def photo(somebody, tmp_path_factory):
+    taken, _, _ = somebody
+    picture = torch.cat([taken.views.colors[0, 0], taken.views.masks[0, 0][None]]).clamp(0, 1)
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy(), "RGBA").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def person(somebody, body_model):
+    taken, joints, _ = somebody
+    return person_from_views(taken.views.normals[0], taken.views.colors[0], taken.views.masks[0], FOUR_VIEWS, body_model, joints, texture_size=128)
+
+
+@pytest.fixture(scope="module")
+def made(photo):
+    return reconstruct(photo, num_inference_steps=4, best_of=2, texture_size=0)
+
+
+@pytest.mark.parametrize("level", [0.5, 1.0, 0.0])
+def test_coverage_is_the_mask_on_any_plain_background(somebody, level):
+    views = somebody[0].views
+    masks = views.masks[0]
+    vectors = torch.nn.functional.normalize(2 * views.normals[0] - 1, dim=1, eps=1e-6)
+    drawn = masks[:, None] * (vectors / 2 + 0.5) + (1 - masks[:, None]) * level
+    found = coverage_of(drawn + 0.02 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0)))
+    assert ((found > 0.5) != (masks > 0.5)).float().mean() < 0.02
+    assert ((found > 0.5) & (masks > 0.5)).sum() > 0.97 * (masks > 0.5).sum() and found[masks == 0].mean() < 0.02
+
+
+def test_specks_are_no_person(somebody):
+    normals = somebody[0].views.normals[0].clone()
+    before = coverage_of(normals)
+    normals[1, :, 2:4, 2:4] = torch.tensor([0.5, 0.5, 1.0])[:, None, None]
+    assert torch.equal(coverage_of(normals), before)
+
+
+def test_true_views_give_a_person_of_the_true_size(person, somebody):
+    true = somebody[2].vertices[0]
+    height = lambda vertices: float(vertices[:, 1].max() - vertices[:, 1].min())  # noqa: E731
+    assert height(person.scan.vertices) == pytest.approx(height(true), abs=0.15)
+    assert person.scan.texture.shape == (3, 128, 128) and person.fit.residuals.mean() < 0.05
+    carved = trimesh.Trimesh(person.carved.vertices.numpy(), person.carved.faces.numpy(), process=False)
+    assert carved.is_watertight and carved.body_count == 1
+    framed = somebody[0].framing.apply(somebody[2].vertices)[0]
+    near = torch.cdist(person.carved.vertices, framed).amin(1)
+    assert near.mean() < 0.008, "1.5 cm of a person, at pixels of 3 cm"
+
+
+@pytest.mark.parametrize("name", ["person.glb", "person.obj"])
+def test_files_hold_the_person(person, name, tmp_path):
+    again = read_scan(person.save(tmp_path / name))
+    assert again.texture is not None and len(again.faces) == len(person.scan.faces)
+    if name.endswith("glb"):
+        assert b'"skins"' in (tmp_path / name).read_bytes() and b"left_shoulder" in (tmp_path / name).read_bytes()
+    else:
+        assert torch.allclose(again.vertices.amax(0), person.scan.vertices.amax(0), atol=1e-3)
+
+
+def test_a_turntable_goes_around(person, tmp_path):
+    gif = Image.open(person.turntable(tmp_path / "person.gif", 4, 48))
+    frames = []
+    for number in range(gif.n_frames):
+        gif.seek(number)
+        frames.append(np.asarray(gif.convert("RGB"), float))
+    assert len(frames) == 4 and gif.size == (48, 48) and gif.info["loop"] == 0
+    assert all(np.abs(one - other).mean() > 1 for one, other in zip(frames, frames[1:])) and frames[0][0, 0].min() > 240
+    with pytest.raises(ValueError, match="ends in .gif"):
+        person.turntable(tmp_path / "person.mp4")
+
+
+def test_without_joints_there_is_no_skeleton(somebody, body_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("drpose.mesh.carving.ROUND_STEPS", 5)
+    views = somebody[0].views
+    found = person_from_views(views.normals[0], views.colors[0], views.masks[0], FOUR_VIEWS, body_model, texture_size=0)
+    assert found.fit is None and b'"skins"' not in found.save(tmp_path / "person.glb").read_bytes()
+    longest = (found.scan.vertices.amax(0) - found.scan.vertices.amin(0)).max()
+    assert longest == pytest.approx(reconstruction.TALL, abs=0.01)
+
+
+def test_joints_of_nobody_are_told_and_left(somebody, body_model, monkeypatch):
+    monkeypatch.setattr("drpose.mesh.carving.ROUND_STEPS", 5)
+    taken, joints, _ = somebody
+    with pytest.warns(UserWarning, match="no body fits the joints"):
+        found = person_from_views(taken.views.normals[0], taken.views.colors[0], taken.views.masks[0], FOUR_VIEWS, body_model, 0.01 * joints, texture_size=0)
+    assert found.fit is None
+
+
+def test_true_views_agree_more_than_mixed_ones(somebody):
+    pipeline, predictor = load_models(ReconstructionConfig())
+    views = somebody[0].views
+    images = torch.stack([views.normals, views.colors], 1)
+    images[:, :, 2:] = images[:, :, 2:].flip(-1)  # as the tiny model draws them
+    latents = encode_images(pipeline.vae, images)
+    mixed = latents.clone()
+    mixed[:, :, 1] = latents[:, :, 2]
+    photo = views.colors[0, 0]
+    (joints, right), (_, wrong) = (read_person(given, photo, pipeline, predictor) for given in (latents, mixed))
+    _, other_photo = read_person(latents, photo.flip(-1), pipeline, predictor)
+    assert right < 0.7 * wrong and right < other_photo
+    assert (joints - somebody[1]).norm(dim=1).mean() < 0.08, "of the frame"
+
+
+def test_the_draw_that_agrees_most_is_kept(made, photo):
+    assert isinstance(made, Reconstruction) and len(made.disagreements) == 2 and made.images.shape == (2, 4, 3, SIZE, SIZE)
+    alone = [reconstruction._drawn(made.photo, number, *load_models(ReconstructionConfig()), ReconstructionConfig(num_inference_steps=4)) for number in range(2)]
+    assert [draw.disagreement for draw in alone] == pytest.approx(made.disagreements, abs=1e-5)
+    assert torch.allclose(alone[int(np.argmin(made.disagreements))].images, made.images, atol=1e-5)
+
+
+def test_a_pipeline_alone_has_no_predictor(tmp_path):
+    pipeline = tmp_path / "alone"
+    shutil.copytree(embedded_models() / "pipeline", pipeline)
+    assert load_models(ReconstructionConfig(models=str(pipeline)))[1] is None
+    with pytest.raises(ValueError, match="best_of.*holds no skeleton predictor"):
+        load_models(ReconstructionConfig(models=str(pipeline), best_of=2))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [({"best_of": 0}, "best_of"), ({"start": "cube"}, "start"), ({"texture_size": 3}, "texture_size"), ({"dtype": "float8"}, "dtype"), ({"num_inference_steps": 0}, "num_inference_steps")],
+)  # fmt: skip
+def test_settings_are_checked(settings, words):
+    with pytest.raises(ValueError, match=words):
+        ReconstructionConfig(**settings)
+
+
+def test_the_command(photo, tmp_path, capsys, monkeypatch, made):
+    monkeypatch.setattr(reconstruction, "reconstruct", lambda given, config: made)
+    assert command.main(["reconstruct", str(photo), "-o", str(tmp_path / "person.glb"), "--best-of", "3", "--texture-size", "0"]) == 0
+    assert (tmp_path / "person.glb").is_file() and (tmp_path / "person.gif").is_file() and "faces" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["missing.png", "-o", "person.glb"], "missing.png"), (["{photo}", "-o", "person.jpg"], "no mesh by its name"), (["{photo}", "-o", "person.glb", "--models", "nowhere"], "nowhere"),
+     (["{photo}", "-o", "person.glb", "--start", "cube"], "start")],
+)  # fmt: skip
+def test_the_command_refuses_in_one_sentence(arguments, words, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["reconstruct", *(part.format(photo=photo) for part in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and not list(tmp_path.iterdir())
