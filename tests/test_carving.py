@@ -118,8 +118,9 @@ def test_aligned_pictures_lie_on_the_surface(carved, views):
 
 @pytest.mark.parametrize("name", ["hull", "sphere"])
 def test_named_starts(name, views, target, monkeypatch):
-    monkeypatch.setattr(carving, "ROUND_STEPS", 15)
-    found = carve_surface(*views, RIG, name)
+    monkeypatch.setattr(carving, "ROUND_STEPS", 8)
+    monkeypatch.setattr(carving, "CELLS", 48)
+    found = carve_surface(*views, RIG, name, steps=40)
     assert trimesh.Trimesh(found.vertices.numpy(), found.faces.numpy(), process=False).is_watertight
     assert apart((found.vertices, found.faces), target) < 0.012  # 2 cm of a person
 

@@ -29,8 +29,8 @@ from .texture import check_surface, color_vertices, color_views
 
 # %% auto #0
 __all__ = ['COVERED', 'WEIGHTS', 'STEPS', 'REST', 'PULL', 'FREE', 'COARSE', 'SOLVE_FROM', 'SOLVE_EVERY', 'CELLS', 'CONTRADICTION',
-           'ROUNDS', 'ROUND_STEPS', 'HULL_EDGES', 'EDGES', 'SHIFT_LIMIT', 'view_weights', 'largest_piece', 'Carved',
-           'level_set', 'visual_hull', 'carve_surface', 'carve']
+           'ROUNDS', 'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SHIFT_LIMIT', 'view_weights', 'largest_piece',
+           'Carved', 'level_set', 'visual_hull', 'carve_surface', 'carve']
 
 # %% ../../nbs/mesh/06_carving.ipynb #21ce87f7
 COVERED = 0.95  # of a pixel: from here on its normal is read
@@ -286,9 +286,10 @@ def visual_hull(masks: Tensor, rig: ViewRig) -> tuple[Tensor, Tensor]:
     points, width = _grid(rig, masks)
     return _hull_surface(_hull_values(masks, rig.resized(masks.shape[-1]), points), points, width)
 
-# %% ../../nbs/mesh/06_carving.ipynb #4b60eaf1
+# %% ../../nbs/mesh/06_carving.ipynb #c66e4a91
 CONTRADICTION = math.radians(40)  # between a vertex's normal and those that the views show there
 ROUNDS, ROUND_STEPS = 3, 30
+SPONGE = 1.25  # times the faces of the surface before
 HULL_EDGES = (0.012, 0.025)  # of the frame's width, at least
 EDGES = (1.4, 3.2)  # pixels: shortest and longest
 
@@ -325,7 +326,7 @@ def _contradiction(surface: Surface, target: _Target) -> tuple[Tensor, Tensor]:
         total, known = total / known.clamp(min=1e-6), (known > 0).to(total)
     return total, known > 0
 
-# %% ../../nbs/mesh/06_carving.ipynb #c0cbc658
+# %% ../../nbs/mesh/06_carving.ipynb #f2487e38
 def _dispensable(points: Tensor, inside: Tensor, cut: Tensor, rig: ViewRig) -> Tensor:
     "Which of the grid points `cut` can go, (K,) bool, so that what is left of those `inside` still fills the outlines."
     rows = CELLS // 2  # pixels of this coarse test, each wider than the grid's step
@@ -338,26 +339,27 @@ def _dispensable(points: Tensor, inside: Tensor, cut: Tensor, rig: ViewRig) -> T
 
 
 def _carved_hull(target: _Target) -> tuple[Tensor, Tensor]:
-    "The visual hull without what contradicts the normals, as far as the views fit better for it."
+    "The visual hull without what contradicts the normals."
     masks, rig = target.pictures[:, 3], target.rig
     points, width = _grid(rig, masks)
-    values, least, best = _hull_values(masks, rig, points), math.inf, None
+    values = _hull_values(masks, rig, points)
+    vertices, faces = _hull_surface(values, points, width)
     edges = tuple(2 * rig.half_extent * max(length, pixels / rig.image_size)
                   for length, pixels in zip(HULL_EDGES, EDGES))
     for number in range(ROUNDS):
-        start = _hull_surface(values, points, width)
         carving = _Carving(_Shifts(torch.zeros_like(masks[:, 0, :2]), 0.0), ROUND_STEPS, edges)
-        surface = carving.run(*start, target, f"hull, round {number + 1}")
-        if carving.losses[-1] >= least:
-            break
-        least, best = carving.losses[-1], start
+        surface = carving.run(vertices, faces, target, f"hull, round {number + 1}")
         apart, known = _contradiction(surface, target)
         inside = (values > 0).nonzero().flatten()
         near = cKDTree(surface.vertices.cpu().numpy()).query(points[inside].cpu().numpy())[1]
         wrong = known & (apart > 1 - math.cos(CONTRADICTION))
         cut = inside[wrong[torch.from_numpy(near).to(inside.device)]]
         values = values.index_fill(0, cut[_dispensable(points, inside, cut, rig)], -0.3)
-    return best
+        smaller = _hull_surface(values, points, width)
+        if len(smaller[1]) > SPONGE * len(faces):
+            break
+        vertices, faces = smaller
+    return vertices, faces
 
 # %% ../../nbs/mesh/06_carving.ipynb #bdc86bd4
 def _check_carved(normals: Tensor, masks: Tensor, rig: ViewRig) -> None:
