@@ -22,7 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..ground.seeding import seeded_generator
-from ..ground.files import write_atomic
+from ..ground.files import read_json, write_atomic
 from ..ground.model_files import embedded_models
 from ..ground.trainer import LocalPath, ModelName, require
 from ..people.bodies import BodyModel, load_body
@@ -196,7 +196,8 @@ class ReconstructionConfig:
 
     # folder with pipeline/ and predictor/, or of a pipeline alone; empty: the embedded tiny ones
     models: ModelName = ""
-    lora: LocalPath = ""  # folder of a post-trained adapter (its run's lora/)
+    # folder of a post-trained adapter (its run's lora/); empty: with the embedded models the one that ships
+    lora: LocalPath = ""
     base_below: int = 0  # timesteps below this are drawn without the adapter, as it was trained (its run's config.json)
     body: LocalPath = ""  # SMPL-X body file; empty: the embedded body
     device: str = "cpu"  # or "cuda"
@@ -218,6 +219,15 @@ class ReconstructionConfig:
         require(self.texture_size == 0 or self.texture_size >= 16, "texture_size", self.texture_size,
                 "0 or at least 16")
 
+    @property
+    def adapter(self) -> tuple[Path | None, int]:
+        """The folder of the adapter and the timestep below which the base draws alone: what was asked for, else what
+        the embedded models bring with them."""
+        if self.lora or self.models:
+            return Path(self.lora) if self.lora else None, self.base_below
+        tuned = embedded_models() / "tuned"
+        return tuned / "lora", read_json(tuned / "config.json")["base_below"]
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -228,8 +238,8 @@ def load_models(config: ReconstructionConfig) -> tuple[MultiViewPipeline, Skelet
     whole = (folder / "pipeline").is_dir()
     pipeline = MultiViewPipeline.from_pretrained(folder / "pipeline" if whole else config.models,
                                                  torch_dtype=DTYPES[config.dtype])
-    if config.lora:
-        load_lora(pipeline.unet, config.lora)
+    if config.adapter[0]:
+        load_lora(pipeline.unet, config.adapter[0])
     pipeline.to(config.device)
     pipeline.set_progress_bar_config(disable=True)
     if not (whole and (folder / "predictor").is_dir()):
@@ -261,7 +271,7 @@ def _drawn(photo: FramedPhoto, number: int, pipeline: MultiViewPipeline, predict
     "The draw `number` of a framed photo."
     pictures = torch.stack([photo.body, photo.face][: 1 + pipeline.unet.config.face_view])[None]
     latents = pipeline(pictures, config.num_inference_steps, guidance_scale=config.guidance_scale, eta=config.eta,
-                       generator=seeded_generator(config.seed, "reconstruct", number), base_below=config.base_below,
+                       generator=seeded_generator(config.seed, "reconstruct", number), base_below=config.adapter[1],
                        output_type="latent").images
     with torch.no_grad():
         decoded = decode_latents(pipeline.vae, latents)
