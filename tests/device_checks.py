@@ -6,6 +6,7 @@ The last line printed is JSON: {check: {"seconds", "error", "worst"}}, the funct
 
 from __future__ import annotations
 
+import copy
 import contextlib
 import dataclasses
 import importlib
@@ -89,7 +90,7 @@ from drpose.people.selection import (diversity, farthest_point_sampling, geodesi
                                      pose_features)
 from drpose.pictures.plots import contact_sheet, mesh_figure, plot_skeleton, show_views, tint_maps
 from drpose.multiview.scans import encode_scans, normals_seen_from, read_scan, render_scan, render_scans
-from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, kept_conditions, posttrain
+from drpose.posttraining.post_training import PostTrainConfig, condition_pairs, kept_conditions, load_tuned, posttrain
 
 Device = str | torch.device
 Check = Callable[[Device, Path], dict]
@@ -508,10 +509,11 @@ def given(device, folder):
     from_photos = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
     build_dataset(plan_dataset(4), folder / "pairs")
     data = condition_pairs(PosePairs(folder / "pairs"), pipeline, load_body().to(device))
-    config = PostTrainConfig(**shared, num_inference_steps=4, trained_steps=1, early_stop=1)
+    config, untouched = PostTrainConfig(**shared, num_inference_steps=4, trained_steps=1, early_stop=1), copy.deepcopy(pipeline.unet)
     posttrain(config, pipeline.unet, plain.scheduler, predictor_on(device), data, plain.prompt_table.embeds, TINY_RIG, folder / "run", accelerator=new_accelerator(config, folder / "run"))
+    again = generate_latents(load_tuned(folder / "run", untouched), pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
     rewards = torch.tensor([line["reward"] for line in RunDirectory(folder / "run", config).metrics()])
-    return {"loss": loss, "drawn": drawn, "found": benchmark.given, "from photos": from_photos, "given": data.given, "rewards": rewards, "input": add_skeleton_input(there.unet).conv_skeleton.weight}
+    return {"loss": loss, "drawn": drawn, "found": benchmark.given, "from photos": from_photos, "given": data.given, "rewards": rewards, "again": again, "input": add_skeleton_input(tiny_unet((8, 16), (0, 1)).to(device)).conv_skeleton.weight}
 
 
 @check("benchmarks, measures and calibration")

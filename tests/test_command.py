@@ -26,7 +26,7 @@ def said(capsys, *arguments: str) -> tuple[int, str]:
 
 def test_jobs_and_their_presets_are_listed(capsys):
     status, text = said(capsys, "jobs")
-    assert status == 0 and all(name in text for name in job_notebooks()) and "Presets: tiny" in text
+    assert status == 0 and all(name in text for name in job_notebooks()) and "Presets: long, tiny" in text
     fitting = {preset for path in job_notebooks().values() for preset in job_presets(path)}
     assert fitting == {path.stem for path in (next(iter(job_notebooks().values())).parent / "configs").glob("*.yaml")}, "each preset belongs to a job"
 
@@ -39,7 +39,7 @@ def test_help_tells_every_parameter(name, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["run", "postrain"], "postrain: no such job; did you mean posttrain"), (["run", "posttrain", "-f", "tinny"], "tinny: no such preset; posttrain has tiny"), (["run", "posttrain", "-p", "stesp", "3"], "-p stesp: posttrain has no such parameter; did you mean steps"),
+    (["run", "postrain"], "postrain: no such job; did you mean posttrain"), (["run", "posttrain", "-f", "tinny"], "tinny: no such preset; posttrain has long, tiny"), (["run", "posttrain", "-p", "stesp", "3"], "-p stesp: posttrain has no such parameter; did you mean steps"),
     (["run", "posttrain", "-f", "small"], "this preset is for posttrain_own"), (["run", "posttrain", "-f", "empty.yaml"], "empty.yaml: 'steps' is left empty"), (["run", "posttrain", "-f", "list.yaml"], "list.yaml: holds a list"),
     (["run", "posttrain", "-f", "torn.yaml"], "torn.yaml: is no valid YAML"), (["run", "posttrain", "-f", "evil.yaml"], "evil.yaml: is no valid YAML"), (["run", "posttrain", "-f", "other.yaml"], "posttrain has no parameter 'stesp'; did you mean steps"),
 ])  # fmt: skip

@@ -168,9 +168,9 @@ class BaseLoss(nn.Module):
         self.unet, self.scheduler, self.data, self.prompt_embeds, self.config, self.rig = (unet, scheduler, data,
                 prompt_embeds, config, rig)
         self.takes_pose = unet.config.skeleton_channels > 0  # whether the network is conditioned on a pose
-        require(not self.takes_pose or data.joints.shape[1] == unet.config.skeleton_channels, "data",
+        require(not self.takes_pose or data.joints.shape[1] in (0, unet.config.skeleton_channels), "data",
                 tuple(data.joints.shape),
-                f"objects with {unet.config.skeleton_channels} known joints, which the network is told")
+                f"objects with {unet.config.skeleton_channels} known joints, which the network is told, or with none")
         self.estimates = estimates
         require((estimates is None) == (config.estimate_share == 0), "estimate_share", config.estimate_share,
                 "above 0 where estimates are given, and only there")
@@ -207,8 +207,8 @@ class BaseLoss(nn.Module):
 
     def given_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
         """What is given of the poses of objects: joints (B, J, 3), some a little off, some as an estimator found them,
-        some not known at all (NaN). None for a network that takes none."""
-        if not self.takes_pose:
+        some not known at all (NaN). None for a network that takes none, and for people whose joints nobody knows."""
+        if not self.takes_pose or not self.data.joints.shape[1]:
             return None
         count, joints = len(chosen), self.data.joints[chosen].float()
         amount = self.config.skeleton_jitter * torch.rand(count, 1, 1, generator=generator)
