@@ -25,7 +25,8 @@ from .files import read_json
 # %% auto #0
 __all__ = ['MOST_LAYERS', 'MOST_VALUES', 'POSITIVE', 'PICKLES', 'STEMS', 'OLDER_NAMES', 'HUB_OPTIONS', 'PROCESSOR_NAMES',
            'check_folder', 'read_config', 'tensor_shapes', 'weight_files', 'empty_model', 'check_fits', 'load_model',
-           'means_hub', 'model_folder', 'CheckedModel', 'load_scheduler', 'load_processor', 'embedded_models']
+           'means_hub', 'model_folder', 'CheckedModel', 'load_scheduler', 'load_processor', 'embedded_models',
+           'embedded_adapter']
 
 # %% ../../nbs/ground/04_model_files.ipynb #2f59366b
 MOST_LAYERS = 64  # of a value whose name speaks of layers: PSHuman's image encoder has 32
@@ -278,6 +279,12 @@ def load_processor(kind: type, folder: str | Path) -> Any:
 
 # %% ../../nbs/ground/04_model_files.ipynb #2b781f2f
 def embedded_models() -> Path:
-    """Folder of the shipped tiny world: pipeline/ (base model and autoencoder), predictor/ (gives the reward) and
-    judge/ (only measures)."""
+    """Folder of the shipped tiny world: pipeline/ (base model, autoencoder, pose estimator), predictor/ (gives the
+    reward), judge/ (only measures) and tuned/ (what a long post-training left)."""
     return Path(str(resources.files("drpose"))) / "assets" / "tiny"
+
+
+def embedded_adapter() -> tuple[Path, int]:
+    "Folder of the adapter that ships with the embedded base, and the timestep below which the base draws alone."
+    tuned = embedded_models() / "tuned"
+    return tuned / "lora", read_json(tuned / "config.json")["base_below"]

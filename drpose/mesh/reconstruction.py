@@ -22,8 +22,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..ground.seeding import seeded_generator
-from ..ground.files import read_json, write_atomic
-from ..ground.model_files import embedded_models
+from ..ground.files import write_atomic
+from ..ground.model_files import embedded_adapter, embedded_models
 from ..ground.trainer import LocalPath, ModelName, require
 from ..people.bodies import BodyModel, load_body
 from ..pictures.cameras import Framing, ViewRig
@@ -225,8 +225,7 @@ class ReconstructionConfig:
         the embedded models bring with them."""
         if self.lora or self.models:
             return Path(self.lora) if self.lora else None, self.base_below
-        tuned = embedded_models() / "tuned"
-        return tuned / "lora", read_json(tuned / "config.json")["base_below"]
+        return embedded_adapter()
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

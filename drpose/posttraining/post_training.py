@@ -74,9 +74,8 @@ class PostTrainConfig(LoopConfig):
     reward: str = "maps"
     reward_radius: float = 0.0  # score the worst latent nearby, root mean square of the step; 0 = off
     perceptual_weights: str = ""  # safetensors file of VGG16, for the term "perceptual"
-    # which joints a network is given that takes a pose: what the "estimate" says, the "truth", or "mixed", the truth
-    # for
-    # every other pair
+    # which joints a network that takes a pose is given: the "estimate", the "truth", or "mixed", the truth for every
+    # other pair
     given: str = "estimate"
     kl_weight: float = 1.0  # w_KL
     # what it compares: "noise" (the paper) or "prediction" (the raw answer); see chapter reward_gradients
@@ -449,8 +448,7 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
 
 def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
     """Who draws after a run that left its `config.json` and `lora/` (or `unet/`) in `folder`, on top of the base
-    `unet`,
-    which stays as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
+    `unet`, which stays as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
     folder = Path(folder)
     path, tuned = folder / "config.json", copy.deepcopy(unet)
     if not path.is_file():
