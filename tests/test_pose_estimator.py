@@ -205,8 +205,13 @@ def test_the_base_is_given_the_joints_of_the_object_it_draws(monkeypatch):
     joints = module.given_joints(torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(0))
     off = (joints - data.joints[0])[joints.isfinite().flatten(1).all(1)]
     assert off.std().item() == pytest.approx(0.1 / 3**0.5, rel=0.05)  # of a standard deviation drawn evenly up to .1
+
+    def loss_of(joints: int) -> BaseLoss:
+        return BaseLoss(unet, default_scheduler(), LatentSet(data.latents, data.photos, data.descriptors, torch.zeros(4, joints, 3), data.scale), tiny_prompt_embeds(dim=8), BaseConfig())
+
     with pytest.raises(ValueError, match="setting 'data'"):
-        BaseLoss(unet, default_scheduler(), LatentSet(data.latents, data.photos, data.descriptors, torch.zeros(4, 0, 3), data.scale), tiny_prompt_embeds(dim=8), BaseConfig())
+        loss_of(5)
+    assert loss_of(0).given_joints(torch.zeros(4, dtype=torch.long), torch.Generator()) is None  # scans whose joints nobody knows
 
 
 def test_a_pose_conditioned_base_learns_to_use_the_pose(tmp_path):
