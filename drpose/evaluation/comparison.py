@@ -17,8 +17,8 @@ from .metrics import bootstrap_ci, depth_agreement, frechet_distance, frechet_re
 from .views import PerSample
 
 # %% auto #0
-__all__ = ['METRICS', 'EFFECT_METRICS', 'Metric', 'rounded', 'summarise', 'summarise_strata', 'compare', 'format_table',
-           'effect_figure']
+__all__ = ['METRICS', 'EFFECT_METRICS', 'Metric', 'rounded', 'summarise', 'summarise_strata', 'paired_change', 'compare',
+           'format_table', 'effect_figure']
 
 # %% ../../nbs/evaluation/03_comparison.ipynb #bed2a73f
 class Metric(NamedTuple):
@@ -120,6 +120,18 @@ def _change(before: float, after: float, se: float, ci: Sequence[float], relativ
             "relative_ci95": [rounded(x) for x in relative_ci]}
 
 
+def paired_change(before: np.ndarray, after: np.ndarray, n: int = 1000, seed: int = 0) -> dict:
+    "Change of a metric (B,) of the same samples: a row of `compare`. ValueError for fewer than two samples."
+    if np.shape(before) != np.shape(after) or len(before) < 2:
+        raise ValueError(f"paired_change was given {len(before)} values before and {len(after)} after; needed the same "
+                         "samples, at least 2.")
+    rows = np.random.default_rng(seed).integers(0, len(before), (n, len(before)))
+    means, changes = before[rows].mean(1), (after - before)[rows].mean(1)
+    relative = changes / np.maximum(np.abs(means), 1e-12)
+    return _change(before.mean(), after.mean(), (after - before).std(ddof=1) / len(before)**0.5,
+                   np.percentile(changes, [2.5, 97.5]), np.percentile(relative, [2.5, 97.5]))
+
+
 def compare(
     before: PerSample,
     after: PerSample,                              # the same samples in the same order
@@ -132,15 +144,8 @@ def compare(
     if len(before) != len(after):
         raise ValueError(f"compare: before has {len(before)} samples and after {len(after)}; they must be the same "
                          "samples in the same order.")
-    old, new, count = _columns(before), _columns(after), len(before)
-    rows = np.random.default_rng(seed).integers(0, count, (n, count))
-    table = {}
-    for name in (name for name in old if name in new):
-        a, b = old[name], new[name]
-        means_a, changes = a[rows].mean(1), (b - a)[rows].mean(1)
-        relative = changes / np.maximum(np.abs(means_a), 1e-12)
-        table[name] = _change(a.mean(), b.mean(), (b - a).std(ddof=1) / count**0.5, np.percentile(changes, [2.5, 97.5]),
-                              np.percentile(relative, [2.5, 97.5]))
+    old, new = _columns(before), _columns(after)
+    table = {name: paired_change(old[name], new[name], n, seed) for name in old if name in new}
     if reference_features is not None and before.features is not None and after.features is not None:
         a, b = (frechet_distance(_flat(part.features), _flat(reference_features)) for part in (before, after))
         reps_a, reps_b = (frechet_replicates(part.features, np.asarray(reference_features)) for part in (before, after))

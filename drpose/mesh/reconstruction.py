@@ -44,8 +44,8 @@ from .carving import Carved, carve_surface, view_weights
 
 # %% auto #0
 __all__ = ['HAZE', 'ISLAND', 'FIT_PIXELS', 'TALL', 'STARTS', 'DTYPES', 'PHOTO_PIXELS', 'coverage_of', 'Person',
-           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'reconstruct',
-           'main']
+           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'Draw',
+           'draw_photo', 'reconstruct', 'main']
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #3de3df47
 HAZE = (0.25, 0.75)  # a distance below the first is background, above the second is person
@@ -257,16 +257,16 @@ def _framed(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, crop_s
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #854b9912
 @dataclass
-class _Draw:
-    "One draw of a photo."
+class Draw:
+    "What a model made of a photo, before there is a surface."
 
     images: Tensor  # (2, V, 3, S, S)
-    joints: Tensor | None  # (23, 3)
-    disagreement: float
+    joints: Tensor | None  # (23, 3) in the rig's frame; None where nothing reads them
+    disagreement: float  # of views and photo, shares of the frame; 0 without a skeleton predictor
 
 
-def _drawn(photo: FramedPhoto, number: int, pipeline: MultiViewPipeline, predictor: SkeletonPredictor | None,
-           config: ReconstructionConfig) -> _Draw:
+def draw_photo(photo: FramedPhoto, number: int, pipeline: MultiViewPipeline, predictor: SkeletonPredictor | None,
+           config: ReconstructionConfig) -> Draw:
     "The draw `number` of a framed photo."
     pictures = torch.stack([photo.body, photo.face][: 1 + pipeline.unet.config.face_view])[None]
     latents = pipeline(pictures, config.num_inference_steps, guidance_scale=config.guidance_scale, eta=config.eta,
@@ -276,9 +276,9 @@ def _drawn(photo: FramedPhoto, number: int, pipeline: MultiViewPipeline, predict
         decoded = decode_latents(pipeline.vae, latents)
         images = finish_views(decoded, pipeline.config.mirrored, pipeline.unet.config.face_view)[0].float()
         if predictor is not None:
-            return _Draw(images, *read_person(latents, photo.body, pipeline, predictor))
+            return Draw(images, *read_person(latents, photo.body, pipeline, predictor))
         found = pipeline.estimate(pictures)
-    return _Draw(images, None if found is None else found[0], 0.0)
+    return Draw(images, None if found is None else found[0], 0.0)
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #0706c84d
 PHOTO_PIXELS = 512  # colours of small models are enlarged at most to this
@@ -300,7 +300,7 @@ def reconstruct(
     body_model = load_body(config.body or None).to(config.device)
     framed = _framed(photo, pipeline, config.crop_size, 1)
     done("models")
-    draws = [_drawn(framed, number, pipeline, predictor, config) for number in range(config.best_of)]
+    draws = [draw_photo(framed, number, pipeline, predictor, config) for number in range(config.best_of)]
     draw = min(draws, key=lambda each: each.disagreement)
     normals, colors = draw.images
     done("views")
