@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import json
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +71,7 @@ from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, Estim
                                             new_autoencoder, tiny_unet, train_autoencoder, train_base,
                                             train_pose_estimator)
 from drpose.mesh.remeshing import begin, remesh, step
-from drpose.mesh import body_fit, carving  # noqa: E402
+from drpose.mesh import body_fit, carving, reconstruction  # noqa: E402
 from drpose.mesh.body_fit import angle_prior, first_guess, fit_joints, refine_fit, rotations_of  # noqa: E402
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
@@ -223,6 +225,7 @@ def carved(device, folder):
     normals, masks, colors = seen.normals[0] / 2 + 0.5, seen.masks[0].clamp(0, 1), torch.rand(4, 3, 32, 32, generator=seeds()).to(device)
     kept = carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS
     carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS = 1, 2, 24, 2, 1
+    reconstruction.carve_surface = functools.partial(carve_surface, steps=2)
     try:
         hull = visual_hull(masks, rig)
         surface = carve_surface(normals, masks, rig, "hull", steps=7, keep=1)
@@ -230,6 +233,7 @@ def carved(device, folder):
         person = person_from_views(normals, colors, masks, rig, body, framing.apply(found.joints[:, :23])[0], "sphere", 0)
     finally:
         carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS = kept
+        reconstruction.carve_surface = carve_surface
     values = torch.randn(8, 8, 8, generator=seeds()).to(device)
     pipeline, predictor = load_models(ReconstructionConfig(device=str(device)))
     latents = torch.randn(1, 2, 4, 4, 16, 16, generator=seeds()).to(device)
@@ -578,7 +582,7 @@ def job_cells(job: str, **changed) -> None:
 
 @check("the demo's job, validation included")
 def demo(device, folder):
-    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=2, steps=2, batch_size=2, validation_every=2, validation_people=4, sheet=2, num_inference_steps=4, early_stop=1, advanced={"tracker": "none"})
+    job_cells("posttrain", output_dir=str(folder / "demo"), pairs=4, samples=4, evaluation_steps=1, steps=1, batch_size=1, validation_every=1, validation_people=4, sheet=1, num_inference_steps=2, trained_steps=1, early_stop=1, advanced={"tracker": "none"})
     summary = json.loads((folder / "demo" / "summary.json").read_text())
     rows = {f"{name} {when} {key}": value["mean"] if isinstance(value, dict) else value for name in ("hard", "everyday") for when in ("before", "after") for key, value in summary[name][when].items()}
     assert (folder / "demo" / "figures" / "effect.png").is_file()
@@ -594,7 +598,7 @@ def as_numbers(value) -> torch.Tensor:
 
 
 def public_functions() -> dict[str, list]:
-    "Code objects of every public function and of every public class's own methods, by name; those alone whose signature or class handles tensors or networks."
+    "Every public function and every public class's own methods, by name; those alone whose signature or class handles tensors or networks."
     words = ("Tensor", "Module", "UNet", "Autoencoder", "Pose", "BodyModel", "Pipeline", "SkeletonPredictor", "vae", "LatentSet", "ImageSet")
     found = {}
     for module in pkgutil.walk_packages(drpose.__path__, "drpose."):
@@ -606,12 +610,12 @@ def public_functions() -> dict[str, list]:
             if getattr(thing, "__module__", None) != module.__name__:
                 continue
             if inspect.isfunction(thing) and any(word in str(inspect.signature(thing)) for word in words):
-                found[f"{module.__name__.rpartition('.')[2]}.{name}"] = [inspect.unwrap(thing).__code__]
+                found[f"{module.__name__.rpartition('.')[2]}.{name}"] = [inspect.unwrap(thing)]
             elif inspect.isclass(thing) and (issubclass(thing, torch.nn.Module) or dataclasses.is_dataclass(thing) and any("Tensor" in str(field.type) for field in dataclasses.fields(thing))):
                 own = [inspect.unwrap(getattr(method, "__func__", method)) for key, method in vars(thing).items() if not key.startswith("__") or key == "__call__"]
-                codes = [method.__code__ for method in own if hasattr(method, "__code__")]
-                if codes:
-                    found[f"{module.__name__.rpartition('.')[2]}.{name}"] = codes
+                own = [method for method in own if inspect.isfunction(method)]
+                if own:
+                    found[f"{module.__name__.rpartition('.')[2]}.{name}"] = own
     return found
 
 
@@ -634,34 +638,56 @@ def lies_there(value, kind: str, depth: int = 0) -> bool:
 
 
 class Noting:
-    "While it lasts, the watched functions that are called with something on the device are noted."
+    """While it lasts, the watched functions that are called with something on the device, or are told to work there, are noted.
+
+    Their code is exchanged, so that they are met wherever they are known by another name; Python's trace functions would slow down everything else as well."""
 
     def __init__(self, kind: str):
-        self.kind, self.met = kind, set()
-        self.watched = {code: name for name, codes in public_functions().items() for code in codes}
+        self.kind, self.met, self.on = kind, set(), False
+        for name, functions in public_functions().items():
+            for function in functions:
+                self._watch(function, name)
 
-    def __call__(self, frame, event, argument):
-        "Python's trace function: asked at each call; None says that the frame is of no further interest."
-        name = self.watched.get(frame.f_code)
-        if name is None or name in self.met:
-            return None
-        if any(lies_there(value, self.kind) for value in frame.f_locals.values()):
+    def _watch(self, function: types.FunctionType, name: str) -> None:
+        "From now on `function` asks `_called` to call what it was."
+        was = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+        was.__kwdefaults__, function.__signature__ = function.__kwdefaults__, inspect.signature(function)
+
+        def stand_in(*inputs, **named):
+            called = "called"  # replaced by the function itself, which has no name where `function` lives
+            return called(inputs, named)
+
+        called = lambda inputs, named: self._called(was, name, inputs, named)  # noqa: E731
+        code = stand_in.__code__
+        constants = tuple(called if one == "called" else one for one in code.co_consts)
+        function.__code__ = code.replace(co_consts=constants, co_freevars=function.__code__.co_freevars)
+        function.__defaults__ = function.__kwdefaults__ = None
+
+    def _called(self, was, name: str, inputs: tuple, named: dict):
+        if not self.on or name in self.met:
+            return was(*inputs, **named)
+        self._note(name, *inputs, *named.values())
+        result = was(*inputs, **named)
+        if inspect.isgenerator(result):
+            return self._each(name, result)
+        self._note(name, result, *inputs)  # what it was given may have come to the device meanwhile
+        return result
+
+    def _each(self, name: str, results):
+        for result in results:
+            self._note(name, result)
+            yield result
+
+    def _note(self, name: str, *values) -> None:
+        if any(value.type == self.kind if isinstance(value, torch.device) else lies_there(value, self.kind) for value in values):
             self.met.add(name)
-            return None
-        frame.f_trace_lines = False
-        return self._at_return
-
-    def _at_return(self, frame, event, argument):
-        if event == "return" and (lies_there(argument, self.kind) or any(lies_there(value, self.kind) for value in frame.f_locals.values())):
-            self.met.add(self.watched[frame.f_code])
-        return self._at_return
 
     def __enter__(self):
-        sys.settrace(self)  # cheaper than a profile function, which is asked at every call of C too
+        self.on = True
         return self
 
     def __exit__(self, *_):
-        sys.settrace(None)
+        self.on = False
 
 
 def run(device: str, names: list[str], say: Callable[[str], None] = print) -> dict:

@@ -49,10 +49,10 @@ def parameter_cells(path: Path) -> list[dict]:
     return [cell for cell in read_notebook(path)["cells"] if "parameters" in cell["metadata"].get("tags", [])]
 
 
-def run_python(code: str, *arguments: str, cwd: Path, timeout: float) -> subprocess.CompletedProcess:
-    "Run `code` in an interpreter of its own, so that no seed, figure, default dtype or environment variable leaks between tests."
+def run_python(code: str, *arguments: str, cwd: Path, timeout: float, package: bool = False) -> subprocess.CompletedProcess:
+    "Run `code` in an interpreter of its own, so that no seed, figure, default dtype or environment variable leaks between tests; with `package` it has this checkout's package loaded."
     environment = {name: value for name, value in os.environ.items() if name != "IN_TEST"}  # nbdev turns nbdev_export off under it
-    return warm_python.run(code, *arguments, cwd=cwd, environment=environment | {"MPLBACKEND": "agg"}, timeout=timeout)
+    return warm_python.run(code, *arguments, cwd=cwd, environment=environment | {"MPLBACKEND": "agg"}, timeout=timeout, package=package)
 
 
 @cache

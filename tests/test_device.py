@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import fcntl
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from project_files import run_python
 
 TESTS = Path(__file__).resolve().parent
 CHECKS = TESTS / "device_checks.py"
@@ -66,7 +64,7 @@ def report(tmp_path_factory, request):
             except BlockingIOError:
                 return False
             if not found.exists():
-                ran = subprocess.run([sys.executable, str(CHECKS), "pretend", *portions()[number]], env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}, capture_output=True, text=True)
+                ran = run_python(f"import runpy; runpy.run_path({str(CHECKS)!r}, run_name='__main__')", "pretend", *portions()[number], cwd=TESTS.parent, timeout=1800, package=True)
                 assert ran.returncode == 0, ran.stderr[-2000:]
                 found.write_text(ran.stdout.splitlines()[-1])
         return True
@@ -105,5 +103,5 @@ def test_the_device_finds_what_is_left_behind():
         "for act in (lambda: there + torch.arange(4.0), lambda: torch.cat([there, torch.zeros(1)]), lambda: torch.zeros(4)[there > 1], there.numpy):\n"
         "    try:\n        act()\n    except (RuntimeError, TypeError):\n        continue\n    raise SystemExit('accepted')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=TESTS, capture_output=True, text=True)
+    done = run_python(program, cwd=TESTS, timeout=300)
     assert done.returncode == 0, done.stderr[-800:]

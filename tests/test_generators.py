@@ -13,6 +13,8 @@ import pytest
 import tiny_animators
 import torch
 from diffusers import WanAnimatePipeline, WanVACEPipeline
+from jupyter_client.launcher import launch_kernel
+from jupyter_client.provisioning import local_provisioner
 from PIL import Image
 from test_jobs import check_settings, execute, notebook
 
@@ -55,6 +57,7 @@ def cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setattr(diffusion_animators, "HF_HOME", str(folder))
     monkeypatch.setenv("HF_HOME", str(folder))  # of the kernels that are started
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch_kernel)  # from nothing: libraries read it when they are loaded
     return folder
 
 

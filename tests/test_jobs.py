@@ -23,6 +23,13 @@ from drpose.reward.skeleton_predictor import SkeletonPredictor
 
 OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
 OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
+SMALLER = {  # parameters with which a job is run the second time: that it runs at its own is known from the first
+    "ablate": {"pairs": 4, "steps": 1}, "benchmark": {"baseline": False}, "benchmark_multiview": {"repeats": 1}, "benchmark_pipeline": {"measure": False}, "benchmark_rendering": {"image_sizes": [64], "repeats": 1, "mesh_rings": 30},
+    "build_dataset": {"anchors": 2, "calibration": 3}, "generate": {"num_inference_steps": 2}, "reconstruct": {"best_of": 1, "num_inference_steps": 2, "texture_size": 0},
+    "posttrain": {"pairs": 4, "steps": 1, "evaluation_steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
+    "posttrain_own": {"steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
+    "train_base": {"steps": 2}, "train_base_on_scans": {"steps": 2, "sample_steps": 2}, "train_pose_estimator": {"dynamic_pairs": 6, "everyday_pairs": 2, "steps": 2}, "train_skeleton_predictor": {"steps": 2},
+}  # fmt: skip
 A_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -56,17 +63,18 @@ def execute(path, tmp_path, **changed):
 
 @pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=relative)
 def test_run_all_twice_in_one_kernel(path, tmp_path):
-    "As in JupyterLab: all cells, then a parameter that the job refuses, then another folder and all cells again."
+    "As in JupyterLab: all cells, then a parameter that the job refuses, then another folder, smaller sizes, and all cells again."
     skip_without_its_packages(path)
     notebook = nbformat.read(path, as_version=4)
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     defaults = cell.source
-    quick = {"gpu_check.ipynb": ("parts", 'parts: list = ["rendering"]')}.get(path.name, (None, None))
-    data = f'data_dir: str = "{tmp_path / "data"}"' if "data_dir" in parameters(path) else None
+    always = ({"data_dir": str(tmp_path / "data")} if "data_dir" in parameters(path) else {}) | ({"parts": ["rendering"]} if path.stem == "gpu_check" else {})
 
-    def set_parameters(folder: str) -> None:
-        lines = [f'output_dir: str = "{tmp_path / folder}"' if line.startswith("output_dir") else data if data and line.startswith("data_dir") else quick[1] if quick[0] and line.startswith(quick[0]) else line for line in defaults.splitlines()]
-        cell.source = "\n".join(lines)
+    def set_parameters(folder: str, smaller: dict) -> None:
+        wanted = always | smaller | {"output_dir": str(tmp_path / folder)}
+        assert set(wanted) <= set(parameters(path)), f"{path.name} has no parameter {set(wanted) - set(parameters(path))}"
+        lines = [(line, line.partition(":")[0]) for line in defaults.splitlines()]
+        cell.source = "\n".join(f"{name}: object = {wanted[name]!r}" if name in wanted else line for line, name in lines)
 
     def run_all() -> None:
         for number, one in enumerate(notebook.cells):
@@ -75,7 +83,7 @@ def test_run_all_twice_in_one_kernel(path, tmp_path):
 
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
     with client.setup_kernel():
-        set_parameters("first")
+        set_parameters("first", {})
         run_all()
         at = notebook.cells.index(cell)
         client.execute_cell(cell, at)
@@ -86,7 +94,7 @@ def test_run_all_twice_in_one_kernel(path, tmp_path):
         with pytest.raises(CellExecutionError, match="unknown name 'seeed'"):
             client.execute_cell(notebook.cells[settings], settings)
         time.sleep(1)  # a kernel drops what is sent to it in the moment after an error
-        set_parameters("second")
+        set_parameters("second", SMALLER.get(path.stem, {}))
         run_all()
     assert any((tmp_path / "first").rglob("*")) and any((tmp_path / "second").rglob("*")), f"{path.name} wrote nothing into {OUTPUT_PARAMETER}"
     assert not (tmp_path / "outputs").exists(), f"{path.name} wrote outside of its folder"

@@ -15,7 +15,7 @@ sys.exit(not passed)
 
 @pytest.mark.parametrize("path", [DOOR, INDEX, *OPENINGS, *DEFINITION_NOTEBOOKS, *RESULT_NOTEBOOKS], ids=relative)
 def test_notebook_runs(path):
-    finished = run_python(RUN_ONE_NOTEBOOK, str(path), cwd=ROOT, timeout=600)
+    finished = run_python(RUN_ONE_NOTEBOOK, str(path), cwd=ROOT, timeout=600, package=True)
     assert finished.returncode == 0, f"{relative(path)} failed:\n{finished.stderr[-6000:]}"
 
 

@@ -1,6 +1,7 @@
 """From a photo to a person: coverage of drawn normals, the choice among draws, units, files, what happens without a body or a predictor, doors, the command."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from drpose.ground import command
 from drpose.ground.model_files import embedded_models
 from drpose.mesh import reconstruction
+from drpose.mesh.carving import carve_surface
 from drpose.mesh.reconstruction import Reconstruction, ReconstructionConfig, coverage_of, load_models, person_from_views, read_person, reconstruct
 from drpose.multiview.pipeline import encode_images
 from drpose.people.bodies import load_body
@@ -53,9 +55,18 @@ def person(somebody, body_model):
     return person_from_views(taken.views.normals[0], taken.views.colors[0], taken.views.masks[0], FOUR_VIEWS, body_model, joints, texture_size=128)
 
 
+def in_few_steps(patch):
+    "From here on, surfaces and bodies are in their places when they have hardly begun to move; how good they get is seen with true views."
+    patch.setattr(reconstruction, "carve_surface", partial(carve_surface, steps=8))
+    patch.setattr("drpose.mesh.carving.ROUND_STEPS", 3)
+    patch.setattr("drpose.mesh.body_fit.VIEW_STEPS", 4)
+
+
 @pytest.fixture(scope="module")
 def made(photo):
-    return reconstruct(photo, num_inference_steps=4, best_of=2, texture_size=0)
+    with pytest.MonkeyPatch.context() as patch:
+        in_few_steps(patch)
+        return reconstruct(photo, num_inference_steps=4, best_of=2, texture_size=0)
 
 
 @pytest.mark.parametrize("level", [0.5, 1.0, 0.0])
@@ -111,7 +122,7 @@ def test_a_turntable_goes_around(person, tmp_path):
 
 
 def test_without_joints_there_is_no_skeleton(somebody, body_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("drpose.mesh.carving.ROUND_STEPS", 5)
+    in_few_steps(monkeypatch)
     views = somebody[0].views
     found = person_from_views(views.normals[0], views.colors[0], views.masks[0], FOUR_VIEWS, body_model, texture_size=0)
     assert found.fit is None and b'"skins"' not in found.save(tmp_path / "person.glb").read_bytes()
@@ -120,7 +131,7 @@ def test_without_joints_there_is_no_skeleton(somebody, body_model, tmp_path, mon
 
 
 def test_joints_of_nobody_are_told_and_left(somebody, body_model, monkeypatch):
-    monkeypatch.setattr("drpose.mesh.carving.ROUND_STEPS", 5)
+    in_few_steps(monkeypatch)
     taken, joints, _ = somebody
     with pytest.warns(UserWarning, match="no body fits the joints"):
         found = person_from_views(taken.views.normals[0], taken.views.colors[0], taken.views.masks[0], FOUR_VIEWS, body_model, 0.01 * joints, texture_size=0)

@@ -1,19 +1,28 @@
 """Interpreters of their own that begin with the heavy libraries loaded: a template process imports them once, and every program is run in a fork of it.
 
-A fork is as good as new: no seed was drawn, no figure opened, no module of the package imported. It only saves the six seconds that torch, diffusers and their kin take to load."""
+A fork is as good as new: no seed was drawn, no figure opened. It only saves the six seconds that torch, diffusers and their kin take to load, and with `package` the three that the package and its clips take; without, no module of the package is imported."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "scipy.stats", "trimesh", "pyarrow.parquet", "matplotlib.pyplot", "plotly.graph_objects", "nbdev.test")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "scipy.stats", "trimesh", "pyarrow.parquet", "matplotlib.pyplot", "plotly.graph_objects", "nbdev.test", "ipykernel.kernelapp")
+KERNEL = """
+import os, runpy, sys
+import matplotlib
+os.environ["JPY_PARENT_PID"] = str(os.getppid())
+matplotlib.rcParams["backend"] = os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # pyplot, loaded before, has read the template's
+runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
+"""
 
 
 @cache
@@ -23,10 +32,10 @@ def _template() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def start(code: str, *arguments: str, cwd: Path, environment: dict[str, str], stdout: Path, stderr: Path) -> int:
+def start(code: str, *arguments: str, cwd: Path, environment: dict[str, str], stdout: Path, stderr: Path, package: bool = False) -> int:
     "Begin a program; its process number. `finish` has to be called before the next one starts."
     template = _template()
-    template.stdin.write(json.dumps({"code": code, "arguments": arguments, "cwd": str(cwd), "environment": environment, "stdout": str(stdout), "stderr": str(stderr)}) + "\n")
+    template.stdin.write(json.dumps({"code": code, "arguments": arguments, "cwd": str(cwd), "environment": environment, "stdout": str(stdout), "stderr": str(stderr), "package": package}) + "\n")
     template.stdin.flush()
     return int(template.stdout.readline())
 
@@ -36,11 +45,11 @@ def finish() -> int:
     return int(_template().stdout.readline())
 
 
-def run(code: str, *arguments: str, cwd: Path, environment: dict[str, str], timeout: float) -> subprocess.CompletedProcess:
+def run(code: str, *arguments: str, cwd: Path, environment: dict[str, str], timeout: float, package: bool = False) -> subprocess.CompletedProcess:
     "Run a program to its end, as `subprocess.run` would."
     with tempfile.TemporaryDirectory() as folder:
         outputs = Path(folder) / "stdout", Path(folder) / "stderr"
-        number = start(code, *arguments, cwd=cwd, environment=environment, stdout=outputs[0], stderr=outputs[1])
+        number = start(code, *arguments, cwd=cwd, environment=environment, stdout=outputs[0], stderr=outputs[1], package=package)
         before = signal.signal(signal.SIGALRM, lambda *_: os.killpg(number, signal.SIGKILL))
         signal.alarm(int(timeout))
         try:
@@ -49,6 +58,40 @@ def run(code: str, *arguments: str, cwd: Path, environment: dict[str, str], time
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)
         return subprocess.CompletedProcess(code, status, *(path.read_text(errors="replace") for path in outputs))
+
+
+class WarmKernel:
+    """A notebook's kernel in a fork of the template, in place of the `subprocess.Popen` that jupyter_client makes of its command.
+
+    Set in the place of `jupyter_client.provisioning.local_provisioner.launch_kernel`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command: list[str], cwd: str | None = None, env: dict[str, str] | None = None, **_):
+        assert "ipykernel_launcher" in command, f"no Python kernel: {command}"
+        arguments, nowhere, self.returncode = command[command.index("ipykernel_launcher") + 1 :], Path(os.devnull), None
+        self.pid = start(KERNEL, *arguments, cwd=Path(cwd or os.getcwd()), environment=env or dict(os.environ), stdout=nowhere, stderr=nowhere, package=True)
+        while os.getpgid(self.pid) != self.pid:  # whoever stops a kernel signals its group: it must not be ours
+            time.sleep(0.001)
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([_template().stdout], [], [], 0)[0]:
+            self.returncode = finish()
+        return self.returncode
+
+    def wait(self) -> int:
+        self.returncode = finish() if self.returncode is None else self.returncode
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def _become(asked: dict) -> None:
@@ -66,6 +109,8 @@ def _become(asked: dict) -> None:
     sys.argv, sys.path[0] = ["-c", *asked["arguments"]], ""
     places = [place for place in asked["environment"].get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.path[:] = [sys.path[0], *places, *(place for place in sys.path[1:] if place not in places)]
+    for name in [] if asked["package"] else [name for name in sys.modules if name.partition(".")[0] == "drpose"]:
+        del sys.modules[name]
     module = types.ModuleType("__main__")
     sys.modules["__main__"], status = module, 0
     try:
@@ -82,18 +127,27 @@ def _become(asked: dict) -> None:
 def _serve() -> None:
     "The template: load the libraries, then fork for every line of JSON that comes in."
     import importlib
+    import pkgutil
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print while they load is no answer
     for library in LIBRARIES:
         importlib.import_module(library)
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    for module in pkgutil.walk_packages(importlib.import_module("drpose").__path__, "drpose."):
+        importlib.import_module(module.name)
+    importlib.import_module("drpose.people.clips").embedded_clips()
+    del sys.path[0]
     for line in iter(sys.stdin.readline, ""):
         number = os.fork()
         if number == 0:
             answers.close()
             _become(json.loads(line))
         print(number, file=answers)
-        print(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]), file=answers)
+        while (ended := os.waitpid(number, os.WNOHANG))[0] == 0:
+            if select.select([sys.stdin], [], [], 0.02)[0]:  # nobody asks meanwhile: the process that this template belongs to has ended
+                os.killpg(number, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(ended[1]), file=answers)
 
 
 if __name__ == "__main__":
