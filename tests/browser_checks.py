@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "outputs" / "browser"
 TREE = OUTPUT / "tree"
-DOOR, INDEX, VIEWERS = "nbs/00_drpose.ipynb", "nbs/index.ipynb", "nbs/posttraining/05_viewers.ipynb"
+DOOR, INDEX, VIEWERS, EXPLORERS, GENERATE = "nbs/00_drpose.ipynb", "nbs/index.ipynb", "nbs/posttraining/05_viewers.ipynb", "nbs/posttraining/06_explorers.ipynb", "nbs/runs/generate.ipynb"
 PATIENCE = 900_000  # milliseconds that all cells of a chapter may take on a machine with other work
 SETTINGS = {  # no question about news, nothing written behind our back, and every cell in the page, also those that are not in sight
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -49,6 +49,18 @@ def copy_tree() -> None:
         shutil.copyfile(ROOT / name, TREE / name)
 
 
+def take_a_photo(path: Path) -> None:
+    "Somebody to upload: a drawn figure, cut out."
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGBA", (128, 256))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((52, 12, 76, 42), fill="#d8a888")
+    for corners, color in (((46, 44, 82, 124), "#3060c0"), ((22, 50, 44, 118), "#e07030"), ((84, 50, 106, 118), "#e07030"), ((47, 124, 62, 236), "#505050"), ((66, 124, 81, 236), "#505050")):
+        draw.rounded_rectangle(corners, 7, fill=color)
+    picture.save(path)
+
+
 @contextlib.contextmanager
 def served():
     "The address of a JupyterLab with a state of its own, and its token."
@@ -65,7 +77,7 @@ def served():
     for folder in folders.values():
         (state / folder).mkdir(parents=True, exist_ok=True)
     environment = os.environ | {name: str(state / folder) for name, folder in folders.items()} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", "--allow-root", "--ServerApp.root_dir=.", f"--LabApp.default_url=/lab/tree/{DOOR}"]
+    command = [sys.executable, "-m", "jupyterlab", f"--config={ROOT / 'scripts' / 'lab_config.py'}", "--no-browser", "--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={token}", "--allow-root", "--ServerApp.root_dir=.", f"--LabApp.default_url=/lab/tree/{DOOR}"]
     with open(OUTPUT / "server.log", "w") as log:
         server = subprocess.Popen(command, cwd=TREE, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -115,6 +127,28 @@ def last_count(page) -> int:
     return page.evaluate("Math.max(0, ...[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => Number((p.innerText.match(/\\d+/) || [0])[0])))")
 
 
+def stays_as_stored(page, name: str) -> None:
+    "The notebook that was just opened is not marked as changed, and saving it leaves each byte where it was. AssertionError otherwise."
+    before = (TREE / name).read_bytes()
+    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=180_000)  # the kernel has said what it is
+    page.wait_for_timeout(4000)
+    assert not page.evaluate("!!document.querySelector('.lm-TabBar-tab.jp-mod-dirty')"), f"{name} is marked as changed by opening it"
+    page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-MarkdownOutput").first.click()
+    page.keyboard.press("Control+S")
+    page.wait_for_timeout(4000)
+    assert (TREE / name).read_bytes() == before, f"{name} is changed by opening and saving it"
+    print(f"{name}: not marked as changed, and the same bytes when saved", flush=True)
+
+
+def retype(page, cell_with: str, old: str, new: str) -> None:
+    "Change a word in the cell that holds it, as somebody at a keyboard would."
+    cell = page.locator(".jp-CodeCell", has_text=cell_with).first
+    cell.scroll_into_view_if_needed()
+    found = cell.locator(".cm-content").evaluate("(content, old) => { const text = (content.cmTile || content.cmView).view; const at = text.state.doc.toString().indexOf(old); if (at >= 0) { text.dispatch({selection: {anchor: at, head: at + old.length}}); text.focus(); } return at }", old)
+    assert found >= 0, f"no cell says {old!r}"
+    page.keyboard.type(new)
+
+
 MESH = "(() => { const plot = document.querySelector('.jp-OutputArea-output .widget-box .js-plotly-plot'); return plot && plot.data && plot.data[0] && plot.data[0].y ? Array.from(plot.data[0].y).reduce((sum, value, index) => sum + value * (index % 97), 0) : null })()"
 SCORE = "(() => { const head = [...document.querySelectorAll('h2')].find(h => h.innerText.startsWith('PoseScore')); return head ? head.innerText : null })()"
 CAMERA = "document.querySelector('.jp-OutputArea-output .widget-box .js-plotly-plot')._fullLayout.scene._scene.getCamera().eye"
@@ -149,11 +183,8 @@ def use_the_viewers(page, address: str) -> None:
     "Run the chapter as stored, ask for live viewers, run it twice, and use them."
     open_notebook(page, address, VIEWERS)
     page.screenshot(path=OUTPUT / "2_viewers_as_stored.png")
-    asked = page.locator(".jp-CodeCell", has_text="LIVE = False").first
-    asked.scroll_into_view_if_needed()
-    asked.locator(".cm-content").click()
-    page.keyboard.press("Control+A")
-    page.keyboard.type("LIVE = True")
+    stays_as_stored(page, VIEWERS)
+    retype(page, "LIVE = False", "False", "True")
     first = run_all(page)
     second = run_all(page)
     assert second > first, "all cells ran again in the same kernel"
@@ -175,12 +206,84 @@ def use_the_viewers(page, address: str) -> None:
     print(f"a key on a slider until mesh and score had moved: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f}; of it in the kernel, the last time: {drawn}")
 
 
+def use_the_explorers(page, address: str) -> None:
+    "Upload a photo and see a mesh, name a file that is none, and move the filters of the explorer."
+    open_notebook(page, address, EXPLORERS)
+    retype(page, "LIVE = False", "False", "True")
+    run_all(page)
+    maker = page.locator(".jp-OutputArea-output .widget-vbox", has=page.get_by_role("button", name="make the person")).last
+    maker.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)
+    with page.expect_file_chooser() as chooser:
+        maker.get_by_role("button", name="upload a photo").click()
+    chooser.value.set_files(OUTPUT / "photo.png")
+    maker.locator("img").first.wait_for(timeout=60_000)  # the photo that came
+    maker.locator(".widget-dropdown", has_text="texture").locator("select").select_option(label="colours at vertices")
+    began = time.monotonic()
+    maker.get_by_role("button", name="make the person").click()
+    page.wait_for_selector(".widget-label >> text=/reading|drawing|carving/", timeout=60_000)
+    maker.locator("a[download='person.glb']").wait_for(timeout=PATIENCE)
+    seconds = time.monotonic() - began
+    plot = maker.locator(".js-plotly-plot")
+    plot.scroll_into_view_if_needed()
+    page.wait_for_timeout(4000)
+    corners = plot.evaluate("plot => plot.data[0].x.length")
+    assert corners > 1000, f"the mesh has {corners} vertices"
+    with page.expect_download() as taken:
+        maker.locator("a[download='person.glb']").click()
+    assert Path(taken.value.path()).read_bytes()[:4] == b"glTF", "what is downloaded is no GLB"
+    page.screenshot(path=OUTPUT / "8_photo_to_mesh.png")
+    field = maker.locator(".widget-text", has_text="or a file").locator("input")
+    field.fill("no_such_photo.png")
+    field.press("Enter")
+    maker.get_by_role("button", name="make the person").click()
+    maker.get_by_text("no_such_photo.png: no such file", exact=False).wait_for(timeout=60_000)
+    explorer = page.locator(".jp-OutputArea-output .widget-vbox", has=page.locator(".widget-dropdown", has_text="worst first by")).last
+    explorer.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)
+    shown = explorer.locator("img").first.get_attribute("src")
+    explorer.locator(".widget-dropdown", has_text="gates").locator("select").select_option(label="passes (39)")
+    explorer.get_by_text("39 of 54 pairs").wait_for(timeout=60_000)
+    explorer.locator(".widget-dropdown", has_text="difficulty").locator("select").select_option(index=3)
+    explorer.locator(".widget-dropdown", has_text="worst first by").locator("select").select_option(label="overlap")
+    page.wait_for_function("([image, was]) => image.src !== was", arg=[explorer.locator("img").first.element_handle(), shown], timeout=60_000)
+    before = explorer.locator("img").first.get_attribute("src")
+    words = explorer.locator(".widget-html").first.inner_text()
+    handle = explorer.locator(".noUi-handle-lower").first
+    handle.focus()
+    for _ in range(30):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("([explorer, words]) => explorer.querySelector('.widget-html').innerText !== words", arg=[explorer.element_handle(), words], timeout=60_000)
+    page.wait_for_timeout(3000)
+    assert explorer.locator("img").first.get_attribute("src") != before, "the page moved with the slider"
+    page.screenshot(path=OUTPUT / "9_pairs.png")
+    print(f"a photo was uploaded and became a mesh of {corners} vertices in {seconds:.0f} s, a GLB was downloaded, and the explorer's filters moved its page", flush=True)
+
+
+def change_a_job(page, address: str) -> None:
+    "Run the job `generate`, change a parameter, and run all again in the same kernel."
+    open_notebook(page, address, GENERATE)
+    retype(page, "output_dir: str", "outputs/generate", "outputs/first")
+    first = run_all(page)
+    sheets = "[...document.querySelectorAll('.jp-OutputArea-output img')].map(i => i.src.length + i.src.slice(2000, 2200)).join()"
+    before = page.evaluate(sheets)
+    retype(page, "output_dir: str", "outputs/first", "outputs/second")
+    retype(page, "output_dir: str", "seed: int = 0", "seed: int = 1")
+    assert run_all(page) > first, "all cells ran again in the same kernel"
+    assert page.evaluate(sheets) != before, "another seed draws other people"
+    page.screenshot(path=OUTPUT / "10_generate.png")
+    found = sorted(path.name for path in (TREE / "nbs" / "runs" / "outputs").iterdir())
+    assert found == ["first", "second"], found
+    print("generate ran, and again with another seed in the same kernel", flush=True)
+
+
 def main() -> None:
     "All of it, in the order in which a reader would."
     browser_path = find_browser()
     from playwright.sync_api import sync_playwright
 
     copy_tree()
+    take_a_photo(OUTPUT / "photo.png")
     began = time.monotonic()
     with served() as (address, token), sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"])
@@ -198,12 +301,15 @@ def main() -> None:
                 page.wait_for_timeout(3000)
             else:
                 open_notebook(page, address, name)
+                stays_as_stored(page, name)
             broken, shown = broken_pictures(page), count_pictures(page)
             assert not broken and shown >= least, f"{name}: {shown} pictures are shown, these are not: {broken}"
             page.screenshot(path=OUTPUT / f"7_{Path(name).stem}.png")
             print(f"{name}: {shown} pictures, none broken", flush=True)
         try:
             use_the_viewers(page, address)
+            use_the_explorers(page, address)
+            change_a_job(page, address)
         except Exception:
             page.screenshot(path=OUTPUT / "failed.png")
             raise
