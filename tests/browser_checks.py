@@ -50,15 +50,19 @@ def copy_tree() -> None:
 
 
 def take_a_photo(path: Path) -> None:
-    "Somebody to upload: a drawn figure, cut out."
-    from PIL import Image, ImageDraw
+    "Somebody to upload: a person of the tiny world who waves, cut out."
+    import torch
+    from PIL import Image
 
-    picture = Image.new("RGBA", (128, 256))
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((52, 12, 76, 42), fill="#d8a888")
-    for corners, color in (((46, 44, 82, 124), "#3060c0"), ((22, 50, 44, 118), "#e07030"), ((84, 50, 106, 118), "#e07030"), ((47, 124, 62, 236), "#505050"), ((66, 124, 81, 236), "#505050")):
-        draw.rounded_rectangle(corners, 7, fill=color)
-    picture.save(path)
+    from drpose.people.bodies import load_body
+    from drpose.people.clips import embedded_clips
+    from drpose.pictures.cameras import ViewRig
+    from drpose.pictures.dressed_people import draw_crowd, photograph
+
+    body_model = load_body()
+    views = photograph(body_model, embedded_clips()["wave"].poses[20:21], draw_crowd(body_model, [5]), ViewRig((0.0,)), 256).views
+    picture = torch.cat([views.colors[0, 0], views.masks[0, 0][None]]).clamp(0, 1)
+    Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy(), "RGBA").save(path)
 
 
 @contextlib.contextmanager

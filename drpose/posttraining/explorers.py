@@ -65,8 +65,8 @@ class _PhotoControls(Viewer):
         self.seed = widgets.BoundedIntText(max=2**31 - 1, description="seed", **CONTROL)
         self.best_of = widgets.IntSlider(min=1, max=8, description="draws", **CONTROL)
         self.start = widgets.Dropdown(options=STARTS, description="carved from", **CONTROL)
-        self.texture = widgets.Dropdown(options=[("colours at vertices", 0), 256, 512, 1024, 2048], value=512,
-                                        description="texture", **CONTROL)
+        sizes = [("colours at vertices", 0), *((f"{size} texels", size) for size in (256, 512, 1024, 2048))]
+        self.texture = widgets.Dropdown(options=sizes, value=512, description="texture", **CONTROL)
         self.bar, self.doing = widgets.IntProgress(layout={"width": "300px", "display": "none"}), widgets.Label()
         self.button = push_button("make the person", self.make)
         self.on_change(self._uploaded, self.upload)
