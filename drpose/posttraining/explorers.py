@@ -46,7 +46,7 @@ def _colored_surface(scan: Scan) -> tuple[Tensor, Tensor, Tensor]:
     return places, which[scan.faces], torch.zeros_like(places).index_add(0, which, colors) / count
 
 
-def _drawn_views(made: Reconstruction, side: int = 170) -> Image.Image:
+def _drawn_views(made: Reconstruction, side: int = 140) -> Image.Image:
     "The photo as the model sees it and, from all sides, the normals and colours that the model draws."
     photo, empty = to_image(made.photo.body), Image.new("RGB", (1, 1), "white")
     rows = [[first, *(to_image(view) for view in views)]
@@ -151,7 +151,7 @@ class PhotoToMesh(_PhotoControls):
         apart = ", ".join(f"{value:.4f}" for value in self.made.disagreements)
         self.link.value = (
             f'<a download="person.glb" href="data:model/gltf-binary;base64,{base64.b64encode(content).decode()}">'
-            f"<b>download person.glb</b></a> ({len(content) / 1e6:.1f} MB, "
+            f"<u>download person.glb</u></a> ({len(content) / 1e6:.1f} MB, "
             f"{'with' if self.made.person.fit else 'without'} a skeleton)"
             + (f"; disagreement of the draws, of which the least is kept: {apart}" if len(
                 self.made.disagreements) > 1 else ""))

@@ -656,6 +656,8 @@ def read_run(run: str | Path) -> RunState:
     """The folder of a run, or of the job that holds it as `run`. FileNotFoundError or ValueError naming what is missing
     or damaged."""
     run = Path(run) / "run" if (Path(run) / "run").is_dir() else Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: no such folder, needed the folder of a run (`make demo` writes outputs/demo)")
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"{run}: holds no config.json, needed the folder of a run")
     steps = read_json(run / "config.json", "the settings of a run", kind=dict).get("steps", "?")
