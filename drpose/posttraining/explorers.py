@@ -248,7 +248,7 @@ class PairExplorer(Viewer):
         self.folder = widgets.Text(value=str(folder), description="folder", **CONTROL)
         self.difficulty, self.verdict, self.number = (
             widgets.Dropdown(description=label, **CONTROL) for label in ("difficulty", "gates", "worst first by"))
-        self.bounds = widgets.FloatRangeSlider(description="from, to", readout_format=".3f", **CONTROL)
+        self.bounds = widgets.FloatRangeSlider(description="from, to", readout=False, **CONTROL)
         self.page = widgets.IntSlider(min=1, max=1, description="page", **CONTROL)
         self.picture, self.words = widgets.Image(format="jpeg", **AS_LARGE_AS_IT_IS), widgets.HTML()
         self.on_change(self._number_named, self.number)
@@ -311,6 +311,8 @@ class PairExplorer(Viewer):
             words = f"{len(found)} of {len(self.pages.pairs)} pairs" + (
                 "" if self.pages.limits
                 else "; there is no limits.json in the folder or beside it, so nothing is refused")
+            if self.number.value:
+                words += f"; {self.number.value} from {low:.3f} to {high:.3f}: {GATES[self.number.value].meaning}"
             self.words.value = html.escape(words)
             shown = found[first : first + PER_PAGE]
             show_bytes(self.picture, to_jpeg(self.pages.picture(shown, self.number.value)) if shown else b"")
