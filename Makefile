@@ -2,7 +2,7 @@
 # make test             set up, then run the tests, every notebook and every run notebook
 # make test-oldest      the tests of model files, with the oldest libraries that are allowed, in an environment of their own
 # make lab              set up, then serve this folder in JupyterLab and open the front door, nbs/00_drpose.ipynb
-# make browser-test     open door, index and viewers in JupyterLab in a real Chromium without a screen (needs chromium and playwright)
+# make browser-test     open door, index, viewers and a job in JupyterLab in a real Chromium without a screen (needs chromium and playwright)
 # make setup            only set up: an environment in .venv with the package and its tools
 # make weights          train the tiny models of the package again (many hours), then put them in place
 # make export           notebooks -> drpose/*.py
@@ -79,7 +79,7 @@ weights: setup
 	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny
 
 lab: setup
-	@$(ENV_PYTHON) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/00_drpose.ipynb
+	@$(ENV_PYTHON) -m jupyterlab --config=scripts/lab_config.py --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/00_drpose.ipynb
 
 # Not part of `make test`: it needs a browser, which pip does not bring.
 browser-test: setup

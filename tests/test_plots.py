@@ -1,6 +1,9 @@
 """Figures show what they claim: the right picture in the right place, left and right not exchanged, files small and whole."""
 
+import base64
+import io
 import json
+import re
 
 import matplotlib.colors
 import numpy as np
@@ -129,6 +132,21 @@ def test_mesh_figure_is_small_and_colored():
     assert scene.camera.projection.type is None and scene.uirevision and scene.aspectmode == "cube", "lit, in a cube, with a camera that stays"
     for points, axis in ((mesh.x, scene.xaxis), (mesh.y, scene.yaxis), (mesh.z, scene.zaxis)):
         assert axis.range[0] < points.min() and points.max() < axis.range[1] and axis.range[1] - axis.range[0] == pytest.approx(1.02 * 5**0.5)
+
+
+def test_a_figure_is_stored_with_a_still_and_as_a_browser_writes_it(monkeypatch):
+    "JupyterLab would add a picture where there is none, and a browser writes 7.0 as 7: either changes the notebook that is only looked at."
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda bundle, raw: shown.append((bundle, raw)))
+    figure = plots.mesh_figure(torch.eye(3), torch.tensor([[0, 1, 2]]), height=300)
+    figure.add_scatter3d(x=[0.0, 1.5], y=[0, 1], z=[2.0, 3.0], line={"width": 7.0})
+    plots.display_figure(figure, Image.new("RGB", (30, 20), "red"))
+    ((bundle, raw),) = shown
+    content = bundle["application/vnd.plotly.v1+json"]
+    assert raw and '"width": 7}' in json.dumps(content) and not re.search(r"\d\.0\b", json.dumps(content))
+    assert content == json.loads(figure.to_json()), "the same numbers"
+    still = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
+    assert still.size == (30, 20) and still.convert("RGB").getpixel((3, 3)) == (255, 0, 0)
 
 
 def test_curves_reads_metrics_and_forgives_only_a_cut_last_line(tmp_path):

@@ -10,7 +10,7 @@ import io
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -287,6 +287,7 @@ PHOTO_PIXELS = 512  # colours of small models are enlarged at most to this
 def reconstruct(
     photo: str | Path | Image.Image,  # with alpha; without, the extra `matting` cuts the person out
     config: ReconstructionConfig | None = None,
+    told: Callable[[str], None] = lambda part: None,  # called with each part that begins, in words
     **settings,  # of ReconstructionConfig, where no config is given
 ) -> Reconstruction:
     """A textured person with a skeleton, from one photo. FileNotFoundError or ValueError in one sentence for a photo,
@@ -296,14 +297,19 @@ def reconstruct(
     def done(part: str) -> None:
         seconds[part] = round(time.perf_counter() - began - sum(seconds.values()), 1)
 
+    told("reading the models")
     pipeline, predictor = load_models(config)
     body_model = load_body(config.body or None).to(config.device)
     framed = _framed(photo, pipeline, config.crop_size, 1)
     done("models")
-    draws = [draw_photo(framed, number, pipeline, predictor, config) for number in range(config.best_of)]
+    draws = []
+    for number in range(config.best_of):
+        told(f"drawing the person from all sides, draw {number + 1} of {config.best_of}")
+        draws.append(draw_photo(framed, number, pipeline, predictor, config))
     draw = min(draws, key=lambda each: each.disagreement)
     normals, colors = draw.images
     done("views")
+    told("carving a surface and painting it")
     scale = max(1, PHOTO_PIXELS // colors.shape[-1])
     colors = F.interpolate(colors, scale_factor=scale, mode="bicubic").clamp(0, 1)
     colors[0] = _framed(photo, pipeline, config.crop_size, scale).body.to(colors)

@@ -5,6 +5,9 @@
 # %% ../../nbs/pictures/03_plots.ipynb #be6c41e9
 from __future__ import annotations
 
+import base64
+import io
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -26,8 +29,8 @@ from .rendering import check_levels
 
 # %% auto #0
 __all__ = ['LEFT_COLOR', 'RIGHT_COLOR', 'MIDDLE_COLOR', 'to_image', 'save_png', 'joint_color', 'tint_maps', 'view_titles',
-           'show_views', 'plot_skeleton', 'contact_sheet', 'mesh_figure', 'is_number', 'curves', 'LiveCurves',
-           'bar_panels']
+           'show_views', 'plot_skeleton', 'contact_sheet', 'mesh_figure', 'display_figure', 'is_number', 'curves',
+           'LiveCurves', 'bar_panels']
 
 # %% ../../nbs/pictures/03_plots.ipynb #1e5f95b5
 LEFT_COLOR, RIGHT_COLOR, MIDDLE_COLOR = "#e6731a", "#2666cc", "#555555"
@@ -266,6 +269,23 @@ def mesh_figure(
     figure.update_layout(scene={**box, "aspectmode": "cube", "camera": camera, "uirevision": "kept"}, height=height,
                          margin={"l": 0, "r": 0, "t": 0, "b": 0})
     return figure
+
+# %% ../../nbs/pictures/03_plots.ipynb #ea4ee22c
+def _as_a_browser_writes(value):
+    "Whole numbers in JSON without a decimal point."
+    if isinstance(value, dict):
+        return {key: _as_a_browser_writes(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_as_a_browser_writes(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def display_figure(figure: go.Figure, still: Image.Image) -> None:
+    "Show a figure to turn with the mouse, and `still`, about as large, until the mouse is there and where none is."
+    packed = io.BytesIO()
+    still.quantize(64, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    display({"application/vnd.plotly.v1+json": _as_a_browser_writes(json.loads(figure.to_json())),
+             "image/png": base64.b64encode(packed.getvalue()).decode()}, raw=True)
 
 # %% ../../nbs/pictures/03_plots.ipynb #c1d70e93
 def is_number(value) -> bool:

@@ -45,29 +45,31 @@ from .validation import read_validation
 from .launching import rig_of
 
 # %% auto #0
-__all__ = ['save_pose', 'PoseLook', 'PoseStudio', 'PoseEditor', 'RunDrawings', 'Comparison', 'BeforeAfter', 'ClipPictures',
-           'ClipPlayer', 'RunState', 'read_run', 'TrainingView']
+__all__ = ['AS_LARGE_AS_IT_IS', 'CONTROL', 'picture_grid', 'to_jpeg', 'save_pose', 'PoseLook', 'PoseStudio', 'Viewer',
+           'push_button', 'show_bytes', 'PoseEditor', 'RunDrawings', 'with_bones', 'Comparison', 'BeforeAfter',
+           'ClipPictures', 'ClipPlayer', 'RunState', 'read_run', 'TrainingView']
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #0d2c7cb4
-def _grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], captions: Sequence[Sequence[str]],
-          side: int = 180, gap: int = 6) -> Image.Image:
-    "Pictures in rows below their titles, each `side` pixels wide with a line of words below it."
+def picture_grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], captions: Sequence[Sequence[str]],
+                 side: int = 180, gap: int = 6) -> Image.Image:
+    "Pictures in rows below their titles, each `side` pixels wide with one or more lines of words below it."
     font, line = ImageFont.load_default(size=14), 20
-    width, height = len(titles) * (side + gap) + gap, len(rows) * (side + line) + line + gap
+    below = line * max((said.count("\n") + 1 for words in captions for said in words), default=1)
+    width, height = len(titles) * (side + gap) + gap, len(rows) * (side + below) + line + gap
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((gap + column * (side + gap) + side / 2, 2), title, fill="black", font=font, anchor="ma")
     for row, (pictures, words) in enumerate(zip(rows, captions, strict=True)):
         for column, (picture, said) in enumerate(zip(pictures, words, strict=True)):
-            left, top = gap + column * (side + gap), line + row * (side + line)
+            left, top = gap + column * (side + gap), line + row * (side + below)
             sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, top))
-            draw.text((left + side / 2, top + side + 2), said, fill="#444444", font=font, anchor="ma")
+            draw.text((left + side / 2, top + side + 2), said, fill="#444444", font=font, anchor="ma", align="center")
     return sheet
 
 
-def _jpeg(picture: Image.Image) -> bytes:
-    "For live pictures: packed in a tenth of a PNG's time."
+def to_jpeg(picture: Image.Image) -> bytes:
+    "A picture as the bytes of a JPEG: for live ones, packed in a tenth of a PNG's time."
     file = BytesIO()
     picture.convert("RGB").save(file, format="JPEG", quality=92)
     return file.getvalue()
@@ -201,7 +203,7 @@ class PoseStudio(_HeldViews):
                          for view, image in enumerate(row)])
         scores = [f"score {score:.3f}" if view in counted else "does not count"
                   for view, score in enumerate(look.scores.tolist())]
-        return _grid(rows, view_titles(self.rig), [["held, and what was read"] * len(scores), scores])
+        return picture_grid(rows, view_titles(self.rig), [["held, and what was read"] * len(scores), scores])
 
     def total(self, look: PoseLook, counted: Sequence[int] | None = None) -> float:
         "PoseScore of the views that count. ValueError if none does."
@@ -211,7 +213,7 @@ class PoseStudio(_HeldViews):
         return scores.mean().item()
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #e4fe83bc
-class _Viewer(widgets.VBox):
+class Viewer(widgets.VBox):
     "A widget that says in one sentence what it cannot do, and how long it took to draw."
 
     def __init__(self, build: Callable[[], list[widgets.Widget]]):
@@ -232,6 +234,7 @@ class _Viewer(widgets.VBox):
             self.say(str(error))
 
     def say(self, sentence: str) -> None:
+        "Show one sentence below the viewer."
         self.message.value = f"<b>{html.escape(sentence)}</b>"
 
     @contextmanager
@@ -258,37 +261,38 @@ class _Viewer(widgets.VBox):
             control.observe(lambda change: None if self._quiet else act(), names="value")
 
 
-def _button(label: str, act: Callable[[], None], hint: str = "") -> widgets.Button:
+def push_button(label: str, act: Callable[[], None], hint: str = "") -> widgets.Button:
+    "A button as wide as its label, that does `act`."
     button = widgets.Button(description=label, tooltip=hint, layout={"width": "auto"})
     button.on_click(lambda pressed: act())
     return button
 
 
-def _show(place: widgets.Image, picture: bytes) -> None:
+def show_bytes(place: widgets.Image, picture: bytes) -> None:
     "Nothing in place of a picture that is not there."
     place.value, place.layout.display = picture, None if picture else "none"
 
 
-_PICTURE = {"layout": {"align_self": "flex-start"}}  # as large as it is, not as wide as the page
-_CONTROL = {"layout": {"width": "300px"}, "style": {"description_width": "90px"}}
+AS_LARGE_AS_IT_IS = {"layout": {"align_self": "flex-start"}}  # not as wide as the page
+CONTROL = {"layout": {"width": "300px"}, "style": {"description_width": "90px"}}
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #b0684ba2
-class _PoseControls(_Viewer):
+class _PoseControls(Viewer):
     "Sliders and what they do to a pose."
 
     pose: Pose
 
     def _make_controls(self, start: str | Path) -> widgets.Widget:
         names = [(name.replace("_", " "), index) for index, name in enumerate(SMPLX_JOINT_NAMES[:22])]
-        self.clip = widgets.Dropdown(options=sorted(embedded_clips()), description="start from", **_CONTROL)
-        self.frame = widgets.IntSlider(description="frame", **_CONTROL)
-        self.joint = widgets.Dropdown(options=names, value=16, description="joint", **_CONTROL)
-        self.angles = [widgets.FloatSlider(min=-180, max=180, step=1, readout_format=".0f", **_CONTROL)
+        self.clip = widgets.Dropdown(options=sorted(embedded_clips()), description="start from", **CONTROL)
+        self.frame = widgets.IntSlider(description="frame", **CONTROL)
+        self.joint = widgets.Dropdown(options=names, value=16, description="joint", **CONTROL)
+        self.angles = [widgets.FloatSlider(min=-180, max=180, step=1, readout_format=".0f", **CONTROL)
                        for _ in range(3)]
-        self.shape = [widgets.FloatSlider(min=-3, max=3, step=0.1, description=f"shape {number}", **_CONTROL)
+        self.shape = [widgets.FloatSlider(min=-3, max=3, step=0.1, description=f"shape {number}", **CONTROL)
                       for number in (1, 2, 3)]
-        self.path = widgets.Text(value="pose.npz", description="file", **_CONTROL)
-        files = widgets.HBox([_button("save", self.save), _button("load", lambda: self.load(self.path.value))])
+        self.path = widgets.Text(value="pose.npz", description="file", **CONTROL)
+        files = widgets.HBox([push_button("save", self.save), push_button("load", lambda: self.load(self.path.value))])
         self.on_change(lambda: self.load(self.clip.value), self.clip)
         self.on_change(self._framed, self.frame)
         self.on_change(self._show_angles, self.joint)
@@ -365,15 +369,16 @@ class PoseEditor(_PoseControls):
 
     def _build(self, start: str | Path, models: str | Path) -> list[widgets.Widget]:
         self.studio = PoseStudio(models)
-        self.figure, self.picture, self.score = None, widgets.Image(format="jpeg", **_PICTURE), widgets.HTML()
+        self.figure, self.picture, self.score = None, widgets.Image(format="jpeg", **AS_LARGE_AS_IT_IS), widgets.HTML()
         controls, self.scene = self._make_controls(start), widgets.VBox(layout={"width": "460px"})
         self.counted = [widgets.ToggleButton(value=True, description=title, layout={"width": "100px"})
                         for title in view_titles(self.studio.rig)]
         self.on_change(self.redraw, *self.counted)
         self.source = widgets.Dropdown(options=["as they are", "as the base draws them"], description="held views",
-                                       **_CONTROL)
+                                       **CONTROL)
         self.on_change(self.hold, self.source)
-        held = widgets.HBox([self.source, _button("hold this pose's views", self.hold, "score these views from now on"),
+        held = widgets.HBox([self.source, push_button("hold this pose's views", self.hold,
+                                                      "score these views from now on"),
                              widgets.Label("views that count:"), *self.counted])
         self.pose = _clip(start).poses[:1]  # before anything is shown: an unknown start is refused here
         self.load(start)
@@ -395,7 +400,7 @@ class PoseEditor(_PoseControls):
                              self.studio.look(self.pose))
             self.total = self.studio.total(look, counted)
             self.score.value = f"<h2>PoseScore<br>{self.total:.4f}</h2>at most 0; nearer to 0 is better"
-            _show(self.picture, _jpeg(self.studio.picture(look, counted)))
+            show_bytes(self.picture, to_jpeg(self.studio.picture(look, counted)))
             self._redraw_scene(_same_frame(look.vertices), _same_frame(look.joints))
 
     def _redraw_scene(self, vertices: np.ndarray, joints: np.ndarray) -> None:
@@ -465,7 +470,7 @@ class RunDrawings:
         return self._drawn[name]
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #84b7fa37
-def _with_bones(picture: Image.Image, points: np.ndarray, truth: np.ndarray) -> Image.Image:
+def with_bones(picture: Image.Image, points: np.ndarray, truth: np.ndarray) -> Image.Image:
     "Bones drawn over a picture: the true ones grey, the read ones in the colours of their sides; points (23, 2)."
     draw = ImageDraw.Draw(picture)
     for joints, width in ((truth, 5), (points, 3)):
@@ -492,11 +497,11 @@ class Comparison(RunDrawings):
             for label, images in drawn.images.items():
                 picture = to_image(images[person, 0 if normals else 1, chosen])
                 picture = picture.resize((side, side), Image.Resampling.BICUBIC)
-                row.append(_with_bones(picture, read[label][chosen], true[chosen]) if bones else picture)
+                row.append(with_bones(picture, read[label][chosen], true[chosen]) if bones else picture)
                 words.append(titles[chosen])
             rows.append(row), captions.append(words)
         heads = [f"{label}, {found.mpjpe_mm[person]:.0f} mm" for label, found in drawn.measured.items()]
-        return _grid(rows, ["photo", *heads], captions, side)
+        return picture_grid(rows, ["photo", *heads], captions, side)
 
     def scene(self, name: str, person: int) -> go.Figure:
         "The true body, half transparent, with the true skeleton and those that were read."
@@ -517,7 +522,7 @@ class Comparison(RunDrawings):
         return "\n".join(lines)
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #9cb15296
-class BeforeAfter(_Viewer):
+class BeforeAfter(Viewer):
     """Choose benchmark, person and view of a post-training run: photo, base, tuned and truth, and all in one scene.
 
     Arguments as `RunDrawings`; wrong input becomes a sentence in the widget."""
@@ -528,16 +533,16 @@ class BeforeAfter(_Viewer):
 
     def _build(self, run: str | Path, people: int) -> list[widgets.Widget]:
         self.comparison, self.figure, self.scene = None, None, widgets.VBox(layout={"width": "640px"})
-        self.run = widgets.Text(value=str(run), description="run", placeholder="empty: the shipped models", **_CONTROL)
-        self.name = widgets.Dropdown(options=["hard", "everyday"], description="benchmark", **_CONTROL)
-        self.person = widgets.IntSlider(max=people - 1, description="person", **_CONTROL)
-        self.view = widgets.Dropdown(description="view", **_CONTROL)
+        self.run = widgets.Text(value=str(run), description="run", placeholder="empty: the shipped models", **CONTROL)
+        self.name = widgets.Dropdown(options=["hard", "everyday"], description="benchmark", **CONTROL)
+        self.person = widgets.IntSlider(max=people - 1, description="person", **CONTROL)
+        self.view = widgets.Dropdown(description="view", **CONTROL)
         self.bones, self.normals = (widgets.Checkbox(value=on, description=label, indent=False)
                                     for on, label in ((True, "what was read, on the truth"), (False, "normals")))
-        self.picture, self.numbers = widgets.Image(format="jpeg", **_PICTURE), widgets.HTML()
+        self.picture, self.numbers = widgets.Image(format="jpeg", **AS_LARGE_AS_IT_IS), widgets.HTML()
         self.on_change(self.redraw, self.name, self.person, self.view, self.bones, self.normals)
         self.read()
-        return [widgets.HBox([self.run, _button("open", self.read)]),
+        return [widgets.HBox([self.run, push_button("open", self.read)]),
                 widgets.HBox([self.name, self.person, self.view]), widgets.HBox([self.bones, self.normals]),
                 self.picture, self.numbers, self.scene]
 
@@ -545,7 +550,7 @@ class BeforeAfter(_Viewer):
         "Read the run that is named."
         with self.explained():
             self.comparison, self.numbers.value = None, ""
-            _show(self.picture, b"")
+            show_bytes(self.picture, b"")
             self.comparison = self.made(self.run.value.strip())
             with self.quiet():
                 titles = view_titles(self.comparison.rig)
@@ -564,7 +569,7 @@ class BeforeAfter(_Viewer):
             view = None if self.view.value == -1 else self.view.value
             sheet = self.comparison.picture(name, person, view, self.bones.value, self.normals.value,
                                             180 if view is None else 240)
-            _show(self.picture, _jpeg(sheet))
+            show_bytes(self.picture, to_jpeg(sheet))
             self.message.value = ""
             self.numbers.value = f"<pre>{html.escape(self.comparison.words(name, person))}</pre>"
             self._redraw_scene(self.comparison.scene(name, person))
@@ -596,11 +601,11 @@ class ClipPictures:
         body = self.body_model(self.clip.poses[frame])
         views = render_views(body, self.rig, side, self.colors, self.framing, shading=0.35).colors[0]
         second = frame / self.clip.fps
-        return _grid([[to_image(view) for view in views]], ["front", "from the person's left"],
+        return picture_grid([[to_image(view) for view in views]], ["front", "from the person's left"],
                      [[f"frame {frame} of {len(self.clip)}", f"{second:.2f} of {self.clip.seconds:.2f} s"]], side)
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #fd5c1ef6
-class ClipPlayer(_Viewer):
+class ClipPlayer(Viewer):
     "Plays a motion (an embedded clip's name or a file), front and side. Wrong input becomes a sentence in the widget."
 
     def __init__(self, named: str | Path = "cartwheel"):
@@ -608,20 +613,20 @@ class ClipPlayer(_Viewer):
 
     def _build(self, named: str | Path) -> list[widgets.Widget]:
         self.pictures = None
-        self.named = widgets.Text(value=str(named), description="motion", placeholder="clip or file", **_CONTROL)
-        self.play, self.frame = widgets.Play(interval=100), widgets.IntSlider(description="frame", **_CONTROL)
-        self.picture = widgets.Image(format="jpeg", **_PICTURE)
+        self.named = widgets.Text(value=str(named), description="motion", placeholder="clip or file", **CONTROL)
+        self.play, self.frame = widgets.Play(interval=100), widgets.IntSlider(description="frame", **CONTROL)
+        self.picture = widgets.Image(format="jpeg", **AS_LARGE_AS_IT_IS)
         widgets.jslink((self.play, "value"), (self.frame, "value"))
         self.on_change(self.redraw, self.frame)
         self.read()
-        return [widgets.HBox([self.named, _button("open", self.read)]), widgets.HBox([self.play, self.frame]),
+        return [widgets.HBox([self.named, push_button("open", self.read)]), widgets.HBox([self.play, self.frame]),
                 self.picture]
 
     def read(self) -> None:
         "Read the motion that is named."
         with self.explained():
             self.pictures = None
-            _show(self.picture, b"")
+            show_bytes(self.picture, b"")
             self.pictures = ClipPictures(self.named.value.strip())
             with self.quiet():
                 self.play.max = self.frame.max = len(self.pictures.clip) - 1
@@ -634,7 +639,7 @@ class ClipPlayer(_Viewer):
         "Show the frame."
         if self.pictures is not None:
             with self.drawing():
-                _show(self.picture, _jpeg(self.pictures.picture(self.frame.value)))
+                show_bytes(self.picture, to_jpeg(self.pictures.picture(self.frame.value)))
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #b0aa49fe
 @dataclass
@@ -651,6 +656,8 @@ def read_run(run: str | Path) -> RunState:
     """The folder of a run, or of the job that holds it as `run`. FileNotFoundError or ValueError naming what is missing
     or damaged."""
     run = Path(run) / "run" if (Path(run) / "run").is_dir() else Path(run)
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: no such folder, needed the folder of a run (`make demo` writes outputs/demo)")
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"{run}: holds no config.json, needed the folder of a run")
     steps = read_json(run / "config.json", "the settings of a run", kind=dict).get("steps", "?")
@@ -668,7 +675,7 @@ def read_run(run: str | Path) -> RunState:
     return RunState(metrics, "\n".join(words), sheet)
 
 # %% ../../nbs/posttraining/05_viewers.ipynb #84987a75
-class TrainingView(_Viewer):
+class TrainingView(Viewer):
     """Curves, validation and newest sheet of a run, drawn anew every few seconds on request, and a button that ends it
     at its next checkpoint. Wrong input becomes a sentence in the widget."""
 
@@ -676,13 +683,13 @@ class TrainingView(_Viewer):
         super().__init__(lambda: self._build(run))
 
     def _build(self, run: str | Path) -> list[widgets.Widget]:
-        self.run = widgets.Text(value=str(run), description="run", **_CONTROL)
+        self.run = widgets.Text(value=str(run), description="run", **CONTROL)
         self.follow = widgets.Play(interval=10_000, max=10**6)  # the browser's clock: one tick, one look
-        self.curves, self.sheet = (widgets.Image(format=kind, **_PICTURE) for kind in ("png", "jpeg"))
+        self.curves, self.sheet = (widgets.Image(format=kind, **AS_LARGE_AS_IT_IS) for kind in ("png", "jpeg"))
         self.words = widgets.HTML()
         self.on_change(self.redraw, self.run, self.follow)
         self.redraw()
-        return [widgets.HBox([self.run, _button("look", self.redraw), _button(
+        return [widgets.HBox([self.run, push_button("look", self.redraw), push_button(
             "stop at the next checkpoint", self.stop, "the run ends cleanly and can be resumed"), widgets.Label(
                 "follow:"), self.follow]), self.words, self.curves, self.sheet]
 
@@ -695,12 +702,12 @@ class TrainingView(_Viewer):
                 words, file = f"<pre>{html.escape(state.words)}</pre>", BytesIO()
                 if state.metrics.is_file() and state.metrics.stat().st_size:
                     curves(state.metrics).savefig(file, format="png")
-                pictures = [file.getvalue(), b"" if state.sheet is None else _jpeg(state.sheet)]
+                pictures = [file.getvalue(), b"" if state.sheet is None else to_jpeg(state.sheet)]
                 if state.sheet is None:
                     self.say("this run has no sheet of validation (yet)")
             finally:  # nothing old is left beside a sentence about what is wrong
                 self.words.value = words
-                _show(self.curves, pictures[0]), _show(self.sheet, pictures[1])
+                show_bytes(self.curves, pictures[0]), show_bytes(self.sheet, pictures[1])
 
     def stop(self) -> None:
         "Leave word that the run should end."
