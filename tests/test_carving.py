@@ -94,7 +94,7 @@ def disagreeing(views):
 
 def test_known_shifts_are_found_and_help(disagreeing, start, target):
     normals, masks, moves, common = disagreeing
-    found = {limit: carve_surface(normals, masks, RIG, start, shift_limit=limit) for limit in (0.0, 0.03)}
+    found = {limit: carve_surface(normals, masks, RIG, start, steps=35, shift_limit=limit) for limit in (0.0, 0.03)}
     assert not bool(found[0.0].shifts.any())
     assert SIZE * (found[0.03].shifts - moves).abs().mean() < 0.25 * SIZE * moves.abs().mean()
     assert found[0.03].losses[-1] < 0.85 * found[0.0].losses[-1]
@@ -118,8 +118,8 @@ def test_aligned_pictures_lie_on_the_surface(carved, views):
 
 @pytest.mark.parametrize("name", ["hull", "sphere"])
 def test_named_starts(name, views, target, monkeypatch):
-    monkeypatch.setattr(carving, "ROUND_STEPS", 8)
-    monkeypatch.setattr(carving, "CELLS", 48)
+    monkeypatch.setattr(carving, "ROUND_STEPS", 5)
+    monkeypatch.setattr(carving, "CELLS", 40)
     found = carve_surface(*views, RIG, name, steps=40)
     assert trimesh.Trimesh(found.vertices.numpy(), found.faces.numpy(), process=False).is_watertight
     assert apart((found.vertices, found.faces), target) < 0.012  # 2 cm of a person

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from project_files import run_python
 
 PAGES = sorted((Path(__file__).resolve().parents[1] / "docs").glob("*.md"))
 
@@ -24,6 +22,5 @@ def test_there_are_pages():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_runs_as_it_stands(page, tmp_path):
     "All pieces one after another, as somebody who copies them would."
-    (tmp_path / "page.py").write_text("\n".join(pieces(page)), encoding="utf-8")
-    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = run_python("\n".join(pieces(page)), cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-1500:]

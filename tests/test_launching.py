@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_parts
 import torch
+from project_files import run_python
 from safetensors.torch import load_file
 
 from drpose.ground.model_files import embedded_models
@@ -29,7 +27,7 @@ TESTS = Path(__file__).parent
 def two_ranks(*jobs: tuple) -> list:
     "Run functions of two_ranks.py, each (name, folder, settings), in a process of its own, which may fork: this one has threads."
     jobs = json.dumps([(what, str(folder), arguments) for what, folder, arguments in jobs])
-    found = subprocess.run([sys.executable, str(TESTS / "two_ranks.py"), jobs], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
+    found = run_python(f"import sys; sys.path.insert(0, {str(TESTS)!r}); import runpy; runpy.run_path({str(TESTS / 'two_ranks.py')!r}, run_name='__main__')", jobs, cwd=TESTS.parent, timeout=600, package=True)
     assert found.returncode == 0, found.stderr[-3000:]
     printed = json.loads(found.stdout.splitlines()[-1])
     assert all(not isinstance(codes, list) or not any(codes) for codes in printed), found.stderr[-3000:]

@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "scipy.
 KERNEL = """
 import os, runpy, sys
 import matplotlib
-os.environ["JPY_PARENT_PID"] = str(os.getppid())
+sys.argv.append(f"--IPKernelApp.parent_handle={os.getppid()}")  # it ends with the template; ipykernel, loaded before, has read the template's environment
 matplotlib.rcParams["backend"] = os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # pyplot, loaded before, has read the template's
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
 """
