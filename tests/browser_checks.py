@@ -197,8 +197,10 @@ def use_the_viewers(page, address: str) -> None:
     assert abs(camera["before"]["x"]) > 0.05, "dragging turned the body"
     drawn = page.locator("small", has_text="drawn in").first.inner_text()
     page.screenshot(path=OUTPUT / "3_pose_editor.png")
+    page.set_viewport_size({"width": 1500, "height": 1500})
     for label, name in (("start from", "pose_editor"), ("benchmark", "before_after")):
         page.locator(".jp-OutputArea-output .widget-vbox", has_text=label).first.screenshot(path=OUTPUT / f"{name}.png")  # all of it, for docs/viewers
+    page.set_viewport_size({"width": 1500, "height": 1000})
     for number, label in enumerate(("benchmark", "motion", "stop at the next checkpoint"), 4):
         spot = page.locator(".jp-OutputArea-output .widget-box", has_text=label).last
         spot.scroll_into_view_if_needed()

@@ -13,7 +13,6 @@ from PIL import Image
 from drpose.ground.files import write_json
 from drpose.people.bodies import load_body
 from drpose.people.clips import embedded_clips
-from drpose.people.pose_sets import draw_set
 from drpose.pictures.cameras import ViewRig
 from drpose.pictures.dressed_people import draw_crowd, photograph
 from drpose.pictures.mesh_files import read_scan
