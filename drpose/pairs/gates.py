@@ -69,15 +69,50 @@ def project_labels(body_model: BodyModel, poses: Pose, framing: Framing, side: i
     return Projection(joints, face >= 0, torch.where(face >= 0, parts, -1))
 
 # %% ../../nbs/pairs/02_gates.ipynb #0448ffda
-_GROUND = 0.03  # a pixel nearer to the background's colour than this belongs to it
+_GROUND = 0.08  # a pixel nearer to the ground's colour than this belongs to it
 _GROWN = 0.04  # of the frame
 
 
+def _border(pixels: Tensor) -> Tensor:
+    "The pixels (..., 4 S) along the edges of pictures (..., S, S)."
+    return torch.cat([pixels[..., 0], pixels[..., -1], pixels[..., 0, :], pixels[..., -1, :]], -1)
+
+
+def _ground(images: Tensor) -> tuple[Tensor, Tensor]:
+    "What pictures (B, 3, S, S) would show without anybody, (B, 3, S, S), and how far their borders scatter, (B,)."
+    line = torch.linspace(-1, 1, images.shape[-1], device=images.device)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    surface = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y])
+    along, colors = _border(surface), _border(images)
+    off = (colors - colors.median(-1, keepdim=True).values).abs().amax(1)
+    ridge = 1e-3 * torch.eye(len(surface), device=images.device)
+    for _ in range(4):
+        near = off <= (3 * off.median(-1, keepdim=True).values).clamp(min=0.03)
+        weighted = near[:, None] * along
+        fitted = torch.linalg.solve(weighted @ along.T + ridge, weighted @ colors.mT)  # (B, 6, 3)
+        off = (colors - (along.T @ fitted).mT).abs().amax(1)
+    scatter = torch.where(near, off, math.nan).nanquantile(0.95, dim=1)
+    return torch.einsum("bkc,khw->bchw", fitted, surface), scatter
+
+
+def _with_seed(masks: Tensor, seeds: Tensor) -> Tensor:
+    "The connected pieces of masks (B, S, S) that hold a pixel of `seeds`."
+    kept = []
+    for mask, seed in zip(masks.cpu().numpy(), seeds.cpu().numpy()):
+        pieces, _ = ndimage.label(mask, np.ones((3, 3)))
+        kept.append(np.isin(pieces, np.setdiff1d(pieces[seed], 0)))
+    return torch.from_numpy(np.stack(kept)).to(masks.device)
+
+
 def figure_mask(images: Tensor) -> Tensor:
-    """Where pictures (B, 3, S, S) on a plain ground show somebody, (B, S, S) bool: other than the border's median
-    colour."""
-    border = torch.cat([images[..., 0], images[..., -1], images[..., 0, :], images[..., -1, :]], -1)
-    return (images - border.median(-1).values[..., None, None]).abs().amax(1) > _GROUND
+    """Where pictures (B, 3, S, S) on a plain ground show somebody, (B, S, S) bool, whatever noise a codec or an
+    autoencoder left."""
+    ground, scatter = _ground(images)
+    off, least = (images - ground).abs().amax(1), (1.5 * scatter).clamp(_GROUND, 0.2)[:, None, None]
+    outline = F.max_pool2d((off <= least)[:, None].float(), 3, 1, 1)[:, 0] > 0
+    half = off >= 0.5 * F.max_pool2d(off[:, None], 3, 1, 1)[:, 0]
+    mask = (off > least) & (half | ~outline)
+    return _with_seed(mask, mask & (off > 2 * least))
 
 
 def _grow(mask: Tensor, share: float) -> Tensor:
