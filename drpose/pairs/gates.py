@@ -303,14 +303,16 @@ def reference_colors(animator: Animator, people: list[int], body_model: BodyMode
     return _mean_colors(sides)
 
 # %% ../../nbs/pairs/02_gates.ipynb #72ad9bcc
-def calibrate_limits(scores: dict[str, Tensor], share: float = 0.002) -> dict[str, float]:
-    """Limits from the scores of pictures that are right: `share` of them lie beyond each, and three tenths of the way
-    from their median are added. Numbers that were not measured have none."""
+def calibrate_limits(scores: dict[str, Tensor], share: float = 0.002, mistaken: float = 0.0) -> dict[str, float]:
+    """Limits from the scores of pictures that are right: `share` of them lie beyond each, for a detector's numbers
+    the share that it gets wrong (`mistaken`) if that is more, and three tenths of the way from their median are
+    added. Numbers that were not measured have none."""
     limits = {}
     for name, gate in GATES.items():
         values = gate.sign * scores[name][~scores[name].isnan()].double().cpu()
         if len(values):
-            edge, middle = values.quantile(1 - share), values.median()
+            outside = max(share, mistaken) if gate.gate == "reprojection" else share
+            edge, middle = values.quantile(1 - outside), values.median()
             limits[name] = gate.sign * float(edge + 0.3 * (edge - middle).clamp(min=1e-3))
     return limits
 
