@@ -17,7 +17,7 @@ def requirements(key: str) -> list[str]:
     return settings.get(key, "").split()
 
 
-extras = {name: requirements(f"{name}_requirements") for name in ("run", "mocap", "anny", "video", "matting")}
+extras = {name: requirements(f"{name}_requirements") for name in ("run", "mocap", "anny", "video", "matting", "detectors")}
 extras["dev"] = requirements("dev_requirements") + extras["run"]  # the tests execute the run notebooks
 
 setup(

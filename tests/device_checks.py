@@ -47,7 +47,8 @@ from drpose.people.clips import Clip, embedded_clips
 from drpose.people.pose_sets import draw_set, lean
 from drpose.pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal, triangulate
 from drpose.multiview.latents import encode_set, reframe, render_set
-from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, failed_gates, plant_fault, reference_colors
+from drpose.pairs.gates import EstimatorDetector, calibrate_limits, check_pairs, check_renders, compressed, failed_gates, plant_fault, reference_colors
+from drpose.pairs.detectors import decode_blazepose, decode_simcc, load_detector, skeleton_of
 from drpose.pairs.control_drawing import CONTROLS, draw_control
 from drpose.pairs.driving import DrivenAnimator, driven_clips, portrait_of
 from drpose.pairs import diffusion_animators  # noqa: E402
@@ -326,6 +327,19 @@ def gates(device, folder):
     failed = failed_gates(check_pairs(faulty, labels, framing, body, detector, reference), calibrate_limits(scores))
     again, real = check_renders(drawn, animator, detector, "mirrored")
     return {"again": torch.stack(list(again.values())), "scores": torch.stack(list(scores.values())), "failed": torch.stack(list(failed.values())).float(), "real": real.float(), "faulty": faulty}
+
+
+@check("detectors")
+def detectors(device, folder):
+    body, drawn = load_body().to(device), draw_set("everyday", 2, 1, load_body())
+    images = compressed(RenderAnimator(body, 48).animate(drawn.poses, drawn.people)[0], 50)
+    vitpose = load_detector("vitpose", tiny_parts.vitpose(folder / "vitpose"), device)
+    found, outputs = vitpose.detect(images), torch.randn(3, 195, generator=seeds()).to(device)
+    read = decode_blazepose(outputs, torch.tensor([0.9, 0.8, 0.2]).to(device))
+    points, sure = decode_simcc(*(torch.rand(2, 17, bins, generator=seeds()).to(device) for bins in (96, 128)), 48, 64)
+    joints = skeleton_of(read).points
+    return {"images": images, "error": found.error, "found": found.joints.nan_to_num(9), "seen": vitpose.look(images).confidence, "read": read.points.nan_to_num(9),
+            "joints": joints.nan_to_num(9), "points": points, "sure": sure}
 
 
 REWARD = " + ".join(TERMS)

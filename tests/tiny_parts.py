@@ -10,7 +10,7 @@ import trimesh
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from safetensors.torch import save_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
 from drpose.pictures.cameras import TINY_RIG
 from drpose.pictures.photos import CLIPImageProcessor
@@ -112,3 +112,12 @@ def vgg_file(path, **changes):
         tensors[f"features.{number}.bias"] = torch.zeros(after)
     save_file({name: value for name, value in (tensors | changes).items() if value is not None}, path)
     return path
+
+
+def vitpose(folder: Path, experts: int = 1) -> Path:
+    "A folder of ViTPose's like the hub's, with random weights, for 64 x 48 pixels; several experts as in ViTPose+."
+    torch.manual_seed(0)
+    backbone = VitPoseBackboneConfig(image_size=[64, 48], patch_size=[16, 16], hidden_size=16, num_hidden_layers=1, num_attention_heads=2, mlp_ratio=2, out_indices=[1], num_experts=experts, part_features=4 if experts > 1 else 0)
+    VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, num_labels=17, use_simple_decoder=True)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 64, "width": 48}, "image_processor_type": "VitPoseImageProcessor"}))
+    return folder

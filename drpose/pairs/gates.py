@@ -5,6 +5,7 @@
 # %% ../../nbs/pairs/02_gates.ipynb #290567b7
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
@@ -26,7 +28,7 @@ from .animators import Animator, RenderAnimator, painted_poses
 __all__ = ['SIDE', 'GATES', 'FAULTS', 'Projection', 'project_labels', 'figure_mask', 'outline_scores', 'Detection',
            'JointDetector', 'EstimatorDetector', 'reprojection_scores', 'edge_width', 'part_colors', 'color_distance',
            'Gate', 'check_pairs', 'own_colors', 'reference_colors', 'calibrate_limits', 'failed_gates', 'plant_fault',
-           'is_fault', 'check_renders']
+           'is_fault', 'compressed', 'check_renders']
 
 # %% ../../nbs/pairs/02_gates.ipynb #2e47ebc4
 SIDE = 128  # pixels at which outlines are compared, where the picture has more
@@ -69,15 +71,50 @@ def project_labels(body_model: BodyModel, poses: Pose, framing: Framing, side: i
     return Projection(joints, face >= 0, torch.where(face >= 0, parts, -1))
 
 # %% ../../nbs/pairs/02_gates.ipynb #0448ffda
-_GROUND = 0.03  # a pixel nearer to the background's colour than this belongs to it
+_GROUND = 0.08  # a pixel nearer to the ground's colour than this belongs to it
 _GROWN = 0.04  # of the frame
 
 
+def _border(pixels: Tensor) -> Tensor:
+    "The pixels (..., 4 S) along the edges of pictures (..., S, S)."
+    return torch.cat([pixels[..., 0], pixels[..., -1], pixels[..., 0, :], pixels[..., -1, :]], -1)
+
+
+def _ground(images: Tensor) -> tuple[Tensor, Tensor]:
+    "What pictures (B, 3, S, S) would show without anybody, (B, 3, S, S), and how far their borders scatter, (B,)."
+    line = torch.linspace(-1, 1, images.shape[-1], device=images.device)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    surface = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y])
+    along, colors = _border(surface), _border(images)
+    off = (colors - colors.median(-1, keepdim=True).values).abs().amax(1)
+    ridge = 1e-3 * torch.eye(len(surface), device=images.device)
+    for _ in range(4):
+        near = off <= (3 * off.median(-1, keepdim=True).values).clamp(min=0.03)
+        weighted = near[:, None] * along
+        fitted = torch.linalg.solve(weighted @ along.T + ridge, weighted @ colors.mT)  # (B, 6, 3)
+        off = (colors - (along.T @ fitted).mT).abs().amax(1)
+    scatter = torch.where(near, off, math.nan).nanquantile(0.95, dim=1)
+    return torch.einsum("bkc,khw->bchw", fitted, surface), scatter
+
+
+def _with_seed(masks: Tensor, seeds: Tensor) -> Tensor:
+    "The connected pieces of masks (B, S, S) that hold a pixel of `seeds`."
+    kept = []
+    for mask, seed in zip(masks.cpu().numpy(), seeds.cpu().numpy()):
+        pieces, _ = ndimage.label(mask, np.ones((3, 3)))
+        kept.append(np.isin(pieces, np.setdiff1d(pieces[seed], 0)))
+    return torch.from_numpy(np.stack(kept)).to(masks.device)
+
+
 def figure_mask(images: Tensor) -> Tensor:
-    """Where pictures (B, 3, S, S) on a plain ground show somebody, (B, S, S) bool: other than the border's median
-    colour."""
-    border = torch.cat([images[..., 0], images[..., -1], images[..., 0, :], images[..., -1, :]], -1)
-    return (images - border.median(-1).values[..., None, None]).abs().amax(1) > _GROUND
+    """Where pictures (B, 3, S, S) on a plain ground show somebody, (B, S, S) bool, whatever noise a codec or an
+    autoencoder left."""
+    ground, scatter = _ground(images)
+    off, least = (images - ground).abs().amax(1), (1.5 * scatter).clamp(_GROUND, 0.2)[:, None, None]
+    outline = F.max_pool2d((off <= least)[:, None].float(), 3, 1, 1)[:, 0] > 0
+    half = off >= 0.5 * F.max_pool2d(off[:, None], 3, 1, 1)[:, 0]
+    mask = (off > least) & (half | ~outline)
+    return _with_seed(mask, mask & (off > 2 * least))
 
 
 def _grow(mask: Tensor, share: float) -> Tensor:
@@ -112,6 +149,7 @@ class Detection(NamedTuple):
 
     joints: Tensor  # (B, 23, 2), NaN for a joint that was not found
     error: Tensor  # (B, 23) expected absolute error of each coordinate, above 0
+    told: Tensor | None = None  # (B,) bool, False where it does not believe what it found; None: it always does
 
 
 class JointDetector(Protocol):
@@ -134,14 +172,15 @@ class EstimatorDetector:
 
 def reprojection_scores(found: Detection, joints: Tensor) -> dict[str, Tensor]:
     """`reprojection` and `swap` (B,) of found joints beside the label's (B, 23, 3) in frame units. Where fewer than
-    half of the limbs' joints were found, both are infinite."""
+    half of the limbs' joints were found, both are infinite; where the detector cannot tell, NaN."""
     trunk = (joints[:, 12] - joints[:, 0]).norm(dim=-1).clamp(min=1e-6)
     named, exchanged = list(_LEFT + _RIGHT), list(_RIGHT + _LEFT)
     off, other = (found.joints[:, named] - joints[:, place, :2] for place in (named, exchanged))
     error = off.norm(dim=-1) / trunk[:, None]
     swap = (off.abs() - other.abs()).sum(-1) / found.error[:, named]
     enough = error.isfinite().float().mean(1) >= 0.5
-    return {name: torch.where(enough, score, math.inf) for name, score in
+    told = torch.ones_like(enough) if found.told is None else found.told
+    return {name: torch.where(told, torch.where(enough, score, math.inf), math.nan) for name, score in
             (("reprojection", error.nanmedian(1).values), ("swap", swap.nanmean(1)))}
 
 # %% ../../nbs/pairs/02_gates.ipynb #09641a1b
@@ -264,14 +303,16 @@ def reference_colors(animator: Animator, people: list[int], body_model: BodyMode
     return _mean_colors(sides)
 
 # %% ../../nbs/pairs/02_gates.ipynb #72ad9bcc
-def calibrate_limits(scores: dict[str, Tensor], share: float = 0.002) -> dict[str, float]:
-    """Limits from the scores of pictures that are right: `share` of them lie beyond each, and three tenths of the way
-    from their median are added. Numbers that were not measured have none."""
+def calibrate_limits(scores: dict[str, Tensor], share: float = 0.002, mistaken: float = 0.0) -> dict[str, float]:
+    """Limits from the scores of pictures that are right: `share` of them lie beyond each, for a detector's numbers
+    the share that it gets wrong (`mistaken`) if that is more, and three tenths of the way from their median are
+    added. Numbers that were not measured have none."""
     limits = {}
     for name, gate in GATES.items():
         values = gate.sign * scores[name][~scores[name].isnan()].double().cpu()
         if len(values):
-            edge, middle = values.quantile(1 - share), values.median()
+            outside = max(share, mistaken) if gate.gate == "reprojection" else share
+            edge, middle = values.quantile(1 - outside), values.median()
             limits[name] = gate.sign * float(edge + 0.3 * (edge - middle).clamp(min=1e-3))
     return limits
 
@@ -330,11 +371,23 @@ def is_fault(fault: str, joints: Tensor) -> Tensor:
     return (painted - joints)[:, limbs, :2].norm(dim=-1).mean(1) > 0.2 * trunk
 
 
+def compressed(images: Tensor, quality: int) -> Tensor:
+    "Pictures (B, 3, H, W) in [0, 1] as JPEG of this quality, 1 to 95, leaves them. ValueError for another."
+    if not 1 <= quality <= 95:
+        raise ValueError(f"quality is {quality}, needed 1 to 95")
+    left = []
+    for picture in (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        left.append(np.array(Image.open(file)))
+    return torch.from_numpy(np.stack(left)).permute(0, 3, 1, 2).to(images.device) / 255
+
+
 def check_renders(drawn: PoseSet, animator: RenderAnimator, detector: JointDetector | None = None,
-                  fault: str | None = None) -> tuple[dict[str, Tensor], Tensor]:
+                  fault: str | None = None, quality: int = 0) -> tuple[dict[str, Tensor], Tensor]:
     """What the gates measure of rendered people, clean or with a fault planted, and whether each is one: scores (N,)
     and (N,) bool. Draw people in an order in which neighbours differ: some faults take the next one's pose or
-    clothes."""
+    clothes. With a `quality` above 0 the pictures go through a codec first (`compressed`)."""
     scores, real = [], []
     for start in range(0, len(drawn), 20):
         part = drawn[start : start + 20]
@@ -342,6 +395,7 @@ def check_renders(drawn: PoseSet, animator: RenderAnimator, detector: JointDetec
         labels = painted_poses(animator, part.poses, part.people)
         joints = project_labels(animator.body_model, labels, framing, 16).joints
         images = plant_fault(fault, images, part, animator) if fault else images
+        images = compressed(images, quality) if quality else images
         reference = reference_colors(animator, part.people, animator.body_model)
         scores.append(check_pairs(images, labels, framing, animator.body_model, detector, reference))
         real.append(is_fault(fault, joints) if fault else torch.zeros(len(part), dtype=torch.bool,
