@@ -21,8 +21,8 @@ from ..people.bodies import Body, BodyModel
 from ..people.clips import Clip
 from ..people.pose_sets import draw_set
 from ..pictures.cameras import TINY_RIG, ViewRig, frame_by_diagonal
-from ..pictures.mesh_files import Scan, read_scan
 from ..pictures.dressed_people import draw_crowd, photograph
+from ..pictures.mesh_files import Scan, read_scan
 from ..multiview.pipeline import decode_latents, finish_views
 from ..multiview.scans import render_scan
 from ..reward.skeleton_predictor import SkeletonPredictor

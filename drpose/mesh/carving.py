@@ -24,13 +24,14 @@ from ..pictures.cameras import ViewRig
 from ..pictures.rendering import check_levels, find_hits, vertex_normals
 from ..pictures.mesh_files import srgb_levels
 from .soft_rendering import mesh_edges, soft_views
-from .remeshing import Surface, begin, collapse, flip, remesh, step, without_unused
+from .remeshing import SMOOTHING, Surface, begin, collapse, flip, remesh, step, without_unused
 from .texture import check_surface, color_vertices, color_views
 
 # %% auto #0
-__all__ = ['COVERED', 'WEIGHTS', 'STEPS', 'REST', 'PULL', 'FREE', 'COARSE', 'SOLVE_FROM', 'SOLVE_EVERY', 'CELLS', 'CONTRADICTION',
-           'ROUNDS', 'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SHIFT_LIMIT', 'view_weights', 'largest_piece',
-           'Carved', 'level_set', 'visual_hull', 'carve_surface', 'carve']
+__all__ = ['COVERED', 'WEIGHTS', 'STEPS', 'REST', 'PULL', 'FREE', 'COARSE', 'SOLVE_FROM', 'SOLVE_EVERY', 'RIPPLES', 'CELLS',
+           'CONTRADICTION', 'ROUNDS', 'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SMALL_PICTURE', 'SHIFT_LIMIT',
+           'view_weights', 'without_ripples', 'largest_piece', 'Carved', 'level_set', 'visual_hull', 'carve_surface',
+           'carve']
 
 # %% ../../nbs/mesh/06_carving.ipynb #21ce87f7
 COVERED = 0.95  # of a pixel: from here on its normal is read
@@ -133,6 +134,17 @@ def _coarse(surface: Surface, length: float) -> Surface:
         surface = flip(collapse(surface, (length - surface.edge_lengths(pairs)).clamp(min=0)))
     return surface
 
+# %% ../../nbs/mesh/06_carving.ipynb #7d135f99
+RIPPLES = 5  # passes there and back
+
+
+def without_ripples(vertices: Tensor, faces: Tensor) -> Tensor:  # (N, 3), (F, 3) -> (N, 3)
+    "The vertices without what is shorter than a few edges."
+    mesh = trimesh.Trimesh(vertices.detach().cpu().double().numpy(), faces.cpu().numpy(), process=False)
+    middle = trimesh.smoothing.laplacian_calculation(mesh, equal_weight=True)
+    trimesh.smoothing.filter_taubin(mesh, lamb=0.5, nu=0.53, iterations=2 * RIPPLES, laplacian_operator=middle)
+    return torch.from_numpy(np.array(mesh.vertices)).to(vertices)
+
 # %% ../../nbs/mesh/06_carving.ipynb #91bc1793
 def largest_piece(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor]:
     "The connected piece of a mesh (N, 3), (F, 3) that has the largest area, alone."
@@ -178,6 +190,7 @@ class _Carving:
     shifts: _Shifts
     steps: int
     lengths: tuple[float, float]  # shortest and longest edges that may be wished for
+    smoothing: float = SMOOTHING  # as in `step`
     kept: set[int] = field(default_factory=set)  # numbers of the steps after which the surface is kept
     losses: list[float] = field(default_factory=list)
     stages: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -191,7 +204,7 @@ class _Carving:
             loss = _difference(drawn, self.shifts.pictures(target), target.weights)
             (slope,) = torch.autograd.grad(loss + _pull(points, target, self.shifts), points)
             pace = min(1.0, (self.steps - number + 1) / (REST * self.steps))
-            surface = remesh(step(surface, slope, number, self.lengths, pace))
+            surface = remesh(step(surface, slope, number, self.lengths, pace, smoothing=self.smoothing))
             if self.shifts.limit and number >= SOLVE_FROM and number % SOLVE_EVERY == 0:
                 self.shifts.solve(drawn.detach(), target)
             self.losses.append(loss.item())
@@ -395,6 +408,9 @@ def _warn_if_cut(masks: Tensor) -> None:
             return
 
 # %% ../../nbs/mesh/06_carving.ipynb #2212d507
+SMALL_PICTURE = 128  # pixels: in smaller ones edges are no longer counted in pixels
+
+
 def _start(start: str | tuple[Tensor, Tensor], target: _Target) -> tuple[Tensor, Tensor]:
     "Vertices and faces of a start by name, or the given ones. ValueError for any other."
     if isinstance(start, str):
@@ -414,8 +430,13 @@ def _start(start: str | tuple[Tensor, Tensor], target: _Target) -> tuple[Tensor,
 
 def _edge_lengths(rig: ViewRig) -> tuple[float, float]:
     "Shortest and longest edges for pictures of this size; small pictures still get triangles of a person's size."
-    pixel = 2 * rig.half_extent / max(rig.image_size, 128)
+    pixel = 2 * rig.half_extent / max(rig.image_size, SMALL_PICTURE)
     return EDGES[0] * pixel, EDGES[1] * pixel
+
+
+def _smoothing(rig: ViewRig) -> float:
+    "Lambda of the optimiser: where vertices are closer than pixels, what no pixel says their neighbours have to."
+    return SMOOTHING * max(1.0, SMALL_PICTURE / rig.image_size) ** 5
 
 # %% ../../nbs/mesh/06_carving.ipynb #e5eb14fd
 SHIFT_LIMIT = 0.02  # of the frame's width: 5 pixels of 256
@@ -443,10 +464,10 @@ def carve_surface(
     target = _target(_read_pictures(normals, masks), rig, torch.tensor(view_weights(rig)).to(masks))
     kept = {round(steps * number / keep) for number in range(1, keep + 1)} if keep else set()
     carving = _Carving(_Shifts(torch.zeros_like(masks[:, 0, :2]), shift_limit), steps,
-                       lengths or _edge_lengths(rig), kept)
+                       lengths or _edge_lengths(rig), _smoothing(rig), kept)
     surface = carving.run(*_start(start, target), target, "carving")
-    return Carved(*largest_piece(surface.vertices, surface.faces), carving.shifts.values,
-                  carving.losses, carving.stages)
+    vertices, faces = largest_piece(surface.vertices, surface.faces)
+    return Carved(without_ripples(vertices, faces), faces, carving.shifts.values, carving.losses, carving.stages)
 
 # %% ../../nbs/mesh/06_carving.ipynb #3f648b0a
 def carve(

@@ -157,17 +157,17 @@ def begin(vertices: Tensor, faces: Tensor, longest: float) -> Surface:
 
 
 def step(surface: Surface, gradient: Tensor, number: int, lengths: tuple[float, float], pace: float = 1.0,
-         every: int = 1) -> Surface:
+         every: int = 1, smoothing: float = SMOOTHING) -> Surface:
     """One step of the optimiser, the `number`-th from 1, along a loss's `gradient` (N, 3).
 
     `lengths`: the shortest and longest edges that may be wished for, in the units of the vertices; `pace` multiplies
-    the step; wished lengths change `every` so many steps (PSHuman: 4)."""
+    the step; wished lengths change `every` so many steps (PSHuman: 4); `smoothing` is lambda."""
     vertices, notes = surface.vertices, surface.notes
     pairs, _ = mesh_edges(surface.faces)
     around = torch.zeros_like(vertices).index_add_(0, pairs.flatten(), vertices[pairs.flip(1).flatten()])
     around = around / torch.bincount(pairs.flatten(), minlength=len(vertices)).clamp(min=1)[:, None]
     moment, square, length = notes[:, MOMENT], notes[:, SQUARE], notes[:, LENGTH]
-    gradient = gradient + SMOOTHING * notes[:, SPEED, None] * (vertices - around)
+    gradient = gradient + smoothing * notes[:, SPEED, None] * (vertices - around)
     if number > 1:
         gradient = torch.clamp(gradient, -OUTLIER * moment.abs(), OUTLIER * moment.abs())
     kept = MEMORY * (1 - MEMORY ** (number - 1)) / (1 - MEMORY**number)  # so that early means are not too small
