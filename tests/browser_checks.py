@@ -237,7 +237,9 @@ def upload_a_photo(page) -> None:
     with page.expect_download() as taken:
         maker.locator("a[download='person.glb']").click()
     assert Path(taken.value.path()).read_bytes()[:4] == b"glTF", "what is downloaded is no GLB"
-    page.screenshot(path=OUTPUT / "8_photo_to_mesh.png")
+    page.set_viewport_size({"width": 1500, "height": 1500})
+    maker.screenshot(path=OUTPUT / "8_photo_to_mesh.png")  # all of it
+    page.set_viewport_size({"width": 1500, "height": 1000})
     field = maker.locator(".widget-text", has_text="or a file").locator("input")
     field.fill("no_such_photo.png")
     field.press("Enter")
