@@ -7,6 +7,7 @@ import logging
 import re
 import shutil
 import time
+from functools import partial
 
 import nbformat
 import papermill
@@ -18,6 +19,10 @@ from nbclient.exceptions import CellExecutionError
 from papermill.exceptions import PapermillExecutionError
 from project_files import RUN_CONFIGS, RUN_NOTEBOOKS, code_cells, parameter_cells, relative, source
 
+from drpose.evaluation import mesh_subjects
+from drpose.evaluation.mesh_metrics import evaluate_meshes
+from drpose.mesh import body_fit, reconstruction
+from drpose.mesh.carving import carve_surface
 from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 
@@ -25,7 +30,7 @@ OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "imageio_ffmp
 OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
 SMALLER = {  # parameters with which a job is run the second time: that it runs at its own is known from the first
     "ablate": {"pairs": 4, "steps": 1}, "benchmark": {"baseline": False}, "benchmark_multiview": {"repeats": 1}, "benchmark_pipeline": {"measure": False}, "benchmark_rendering": {"image_sizes": [64], "repeats": 1, "mesh_rings": 30},
-    "build_dataset": {"anchors": 2, "calibration": 3}, "generate": {"num_inference_steps": 2}, "reconstruct": {"best_of": 1, "num_inference_steps": 2, "texture_size": 0},
+    "evaluate": {"drawn": ["truth"]}, "build_dataset": {"anchors": 2, "calibration": 3}, "generate": {"num_inference_steps": 2}, "reconstruct": {"best_of": 1, "num_inference_steps": 2, "texture_size": 0},
     "posttrain": {"pairs": 4, "steps": 1, "evaluation_steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
     "posttrain_own": {"steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
     "train_base": {"steps": 2}, "train_base_on_scans": {"steps": 2, "sample_steps": 2}, "train_pose_estimator": {"dynamic_pairs": 6, "everyday_pairs": 2, "steps": 2}, "train_skeleton_predictor": {"steps": 2},
@@ -252,3 +257,19 @@ def test_ablations_of_other_settings_are_not_taken_for_these(tmp_path):
     (results / "inputs.json").unlink()
     with pytest.raises(ValueError, match="results_dir"):
         check_settings(path, 3, output_dir=str(tmp_path), results_dir=str(results))
+
+
+def test_the_main_job_makes_meshes_of_its_first_people(tmp_path, monkeypatch):
+    "Bodies and surfaces hardly begin to move here; that each person gets numbers of every model, and the same person each time, is what is asked."
+    monkeypatch.setattr(reconstruction, "carve_surface", partial(carve_surface, steps=1))
+    monkeypatch.setattr(mesh_subjects, "evaluate_meshes", partial(evaluate_meshes, samples=1_000))
+    monkeypatch.setattr(body_fit, "STEPS", 2)
+    monkeypatch.setattr(body_fit, "VIEW_STEPS", 1)
+    check_settings(notebook("posttrain.ipynb"), 99, output_dir=str(tmp_path), mesh_people=2, samples=2, pairs=4, sheet=1, validation_every=0, advanced={"tracker": "none"}, **{name: 1 for name in ("evaluation_steps", "steps", "batch_size", "num_inference_steps", "trained_steps", "early_stop")})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for benchmark in ("hard", "everyday"):
+        found = summary["meshes"][benchmark]
+        assert set(found) == {"before", "after", "shipped", "true", "after_change", "shipped_change", "true_change"}
+        assert all(found[when]["subjects"] == 2 and found[when]["chamfer_cm"] > 0 for when in ("before", "after", "shipped", "true"))
+        assert found["shipped_change"]["chamfer_cm"]["before"] == pytest.approx(found["before"]["chamfer_cm"], rel=1e-4)
+        assert len(list((tmp_path / "meshes" / f"{benchmark}_after").glob("*.json"))) == 2
