@@ -435,8 +435,8 @@ def _edge_lengths(rig: ViewRig) -> tuple[float, float]:
 
 
 def _smoothing(rig: ViewRig) -> float:
-    "Lambda of the optimiser: where vertices are closer than pixels, what no pixel says their neighbours have to."
-    return SMOOTHING * max(1.0, SMALL_PICTURE / rig.image_size) ** 5
+    "Lambda of the optimiser: the fewer pixels there are to a vertex, the more its neighbours have to say."
+    return SMOOTHING * max(1.0, SMALL_PICTURE / rig.image_size) ** 2
 
 # %% ../../nbs/mesh/06_carving.ipynb #e5eb14fd
 SHIFT_LIMIT = 0.02  # of the frame's width: 5 pixels of 256
