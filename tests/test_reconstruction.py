@@ -159,7 +159,7 @@ def test_true_views_agree_more_than_mixed_ones(body_model):
 
 def test_the_draw_that_agrees_most_is_kept(made, photo):
     assert isinstance(made, Reconstruction) and len(made.disagreements) == 2 and made.images.shape == (2, 4, 3, SIZE, SIZE)
-    alone = [reconstruction._drawn(made.photo, number, *load_models(ReconstructionConfig()), ReconstructionConfig(num_inference_steps=4)) for number in range(2)]
+    alone = [reconstruction.draw_photo(made.photo, number, *load_models(ReconstructionConfig()), ReconstructionConfig(num_inference_steps=4)) for number in range(2)]
     assert [draw.disagreement for draw in alone] == pytest.approx(made.disagreements, abs=1e-5)
     assert torch.allclose(alone[int(np.argmin(made.disagreements))].images, made.images, atol=1e-5)
 
