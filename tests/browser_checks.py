@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -255,26 +256,31 @@ def leaf_through_pairs(page) -> None:
     page.wait_for_timeout(2000)
     image, words = explorer.locator("img").first, explorer.locator(".widget-html").first
 
-    def choose(label: str, option: str) -> None:
-        "Another option, and the page that follows it."
-        was = image.get_attribute("src")
+    def options(label: str) -> list[str]:
+        return explorer.locator(".widget-dropdown", has_text=label).locator("option").all_inner_texts()
+
+    def choose(label: str, begin: str) -> int:
+        "Another option, and the page that follows it; the number in its brackets, if there is one."
+        was, (option,) = image.get_attribute("src"), [text for text in options(label) if text.startswith(begin)]
         explorer.locator(".widget-dropdown", has_text=label).locator("select").select_option(label=option)
         page.wait_for_function("([image, was]) => image.src !== was", arg=[image.element_handle(), was], timeout=60_000)
+        return int(re.search(r"\((\d+)\)", option)[1]) if "(" in option else 0
 
-    choose("gates", "refused (15)")
-    assert words.inner_text() == "15 of 54 pairs", words.inner_text()
+    refused = choose("gates", "refused (")
+    assert words.inner_text() == f"{refused} of 54 pairs" and 0 < refused < 54, words.inner_text()
     page.wait_for_timeout(1000)
     page.screenshot(path=OUTPUT / "9_refused_pairs.png")
-    choose("gates", "passes (39)")
+    passing = choose("gates", "passes (")
+    assert refused + passing == 54, (refused, passing)
     choose("worst first by", "overlap")
     handle = explorer.locator(".noUi-handle-lower").first
     handle.focus()
-    while words.inner_text().startswith("39 of 54 pairs"):  # until the first who passes is left out
+    while words.inner_text().startswith(f"{passing} of 54 pairs"):  # until the first who passes is left out
         for _ in range(10):
             page.keyboard.press("ArrowRight")
         page.wait_for_timeout(1000)
     page.screenshot(path=OUTPUT / "9_pairs.png")
-    print(f"the explorer's filters moved its page: 15 refused, 39 pass, {words.inner_text()}", flush=True)
+    print(f"the explorer's filters moved its page: {refused} refused, {passing} pass, {words.inner_text()}", flush=True)
 
 
 def use_the_explorers(page, address: str) -> None:
