@@ -257,12 +257,15 @@ def leaf_through_pairs(page) -> None:
     image, words = explorer.locator("img").first, explorer.locator(".widget-html").first
 
     def options(label: str) -> list[str]:
-        return explorer.locator(".widget-dropdown", has_text=label).locator("option").all_inner_texts()
+        "ipywidgets writes a space in an option as one that does not break."
+        texts = explorer.locator(".widget-dropdown", has_text=label).locator("option").all_inner_texts()
+        return [text.replace("\xa0", " ") for text in texts]
 
     def choose(label: str, begin: str) -> int:
         "Another option, and the page that follows it; the number in its brackets, if there is one."
-        was, (option,) = image.get_attribute("src"), [text for text in options(label) if text.startswith(begin)]
-        explorer.locator(".widget-dropdown", has_text=label).locator("select").select_option(label=option)
+        was, texts = image.get_attribute("src"), options(label)
+        (option,) = [text for text in texts if text.startswith(begin)]
+        explorer.locator(".widget-dropdown", has_text=label).locator("select").select_option(index=texts.index(option))
         page.wait_for_function("([image, was]) => image.src !== was", arg=[image.element_handle(), was], timeout=60_000)
         return int(re.search(r"\((\d+)\)", option)[1]) if "(" in option else 0
 
