@@ -324,7 +324,8 @@ def _plan_table(plan: Plan, shard_size: int) -> pa.Table:
 def _png(image: Tensor) -> bytes:
     "A picture (3, H, H) of eight bits."
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    # level 3: two thirds of the default's time for a quarter more bytes
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
