@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from drpose.ground.files import write_json
 from drpose.ground.provenance import alone
 from drpose.pairs.animators import load_animator
-from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, verify_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, chosen_pairs, dataset_stats, kept_limits, passing_pairs, plan_clips, plan_dataset, verify_dataset
 from drpose.pairs.gates import calibrate_limits
 from drpose.people.bodies import load_body
 from drpose.people.clips import embedded_clips
@@ -308,3 +309,32 @@ def test_near_duplicates_are_counted(plan, built, body_model):
     features, names = pose_features(pairs.poses(), body_model), pairs.table["clip_id"].to_pylist()
     expected = sum(any(names[i] != names[j] and (features[i] - features[j]).norm() < 0.03 for j in range(i)) for i in range(len(names)))
     assert near_duplicates(pairs, body_model) == expected
+
+
+def test_training_takes_the_pairs_of_its_split_that_pass(plan, built, tmp_path):
+    every = PosePairs(built)
+    train = chosen_pairs(built, "train")
+    assert 0 < len(train) < len(every) and len(train) + len(chosen_pairs(built, "test")) == len(every)
+    assert len(chosen_pairs(built, "spare")) == len(every)  # no such split: everything
+    whole, bound = PosePairs(built, "train"), float(PosePairs(built, "train").scores()["overlap"].median())
+    few = passing_pairs(whole, {"overlap": bound})
+    kept = (whole.scores()["overlap"] >= bound).nonzero().flatten().tolist()
+    assert few.rows == kept and 0 < len(few) < len(whole) and few.digest() != whole.digest()
+    for place, row in ((0, kept[0]), (len(few) - 1, kept[-1])):
+        assert torch.equal(few[place]["image"], whole[row]["image"]) and few.encoded(place) == whole.encoded(row)
+        assert torch.equal(few[place]["pose"].axis_angles, whole.poses()[row : row + 1].axis_angles)
+    assert [i for part in few.groups() for i in part] == list(range(len(few)))
+    assert passing_pairs(few, {}).rows == few.rows  # of what was chosen one may choose again
+    with pytest.raises(ValueError, match="refuse all of its"):
+        passing_pairs(whole, {"overlap": 2.0})
+
+
+def test_limits_beside_a_folder_hold_for_training(built, tmp_path):
+    shutil.copytree(built, tmp_path / "pairs")
+    bound = float(PosePairs(built, "train").scores()["overlap"].median())
+    assert kept_limits(tmp_path / "pairs") == {} and len(chosen_pairs(tmp_path / "pairs", "train")) == len(PosePairs(built, "train"))
+    write_json(tmp_path / "limits.json", {"overlap": bound})  # where the job build_dataset leaves them
+    assert len(chosen_pairs(tmp_path / "pairs", "train")) < len(PosePairs(built, "train"))
+    write_json(tmp_path / "pairs" / "limits.json", {"overlap": "much"})
+    with pytest.raises(ValueError, match="limits.json: holds 'overlap': 'much'"):
+        chosen_pairs(tmp_path / "pairs", "train")

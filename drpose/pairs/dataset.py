@@ -5,10 +5,12 @@
 # %% ../../nbs/pairs/03_dataset.ipynb #b11661bb
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 import math
+from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache, partial
@@ -34,13 +36,14 @@ from ..people.pose_sets import PoseSet, draw_set, person_number
 from ..people.recordings import resample
 from ..people.anchors import TILT_BINS, bin_shares, choose_anchors, frame_facts
 from ..pictures.cameras import Framing
+from ..pictures.plots import is_number
 from .animators import Animator, RenderAnimator, load_animator, painted_poses
 from .gates import GATES, JointDetector, check_pairs, failed_gates, own_colors
 
 # %% auto #0
 __all__ = ['NEIGHBOUR_DISTANCE', 'SELECTIONS', 'NEAR_DUPLICATE', 'LONGEST_STEP', 'DIFFICULTY_BINS', 'Plan', 'plan_dataset',
-           'plan_clips', 'render_photos', 'Painting', 'build_dataset', 'PosePairs', 'verify_dataset', 'near_duplicates',
-           'dataset_stats']
+           'plan_clips', 'render_photos', 'Painting', 'build_dataset', 'PosePairs', 'kept_limits', 'passing_pairs',
+           'chosen_pairs', 'verify_dataset', 'near_duplicates', 'dataset_stats']
 
 # %% ../../nbs/pairs/03_dataset.ipynb #03138938
 @dataclass
@@ -642,6 +645,7 @@ class PosePairs(torch.utils.data.Dataset):
                 raise FileNotFoundError(f"{self.folder}: has no shard {shard!r}")
         self.table = pa.concat_tables([tables[i] for i in chosen]) if chosen else labels.empty_table()
         self.pictures = _Pictures([paths[i] for i in chosen])
+        self.rows: range | list[int] = range(len(self.table))  # where each pair lies among those of the files
 
     def __len__(self) -> int:
         return len(self.table)
@@ -649,7 +653,7 @@ class PosePairs(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]
         row = self.table.slice(index, 1).to_pylist()[0]
-        image = _pixels(self.pictures[index], f"{self.folder}, pair {index}")
+        image = _pixels(self.encoded(index), f"{self.folder}, pair {index}")
         pose = Pose(torch.tensor(row["axis_angles"]).reshape(1, 55, 3), torch.tensor([row["betas"]]),
                     torch.tensor([row["transl"]]))
         return {"image": image, "pose": pose, "framing": Framing(torch.tensor([row["frame_center"]]),
@@ -657,16 +661,17 @@ class PosePairs(torch.utils.data.Dataset):
 
     def digest(self) -> str:
         "What tells these pairs from others: changes with any byte of their files."
-        return digest_of(sorted({path for _, path, _ in self.pictures.groups}), len(self))
+        which = len(self) if isinstance(self.rows, range) else self.rows
+        return digest_of(sorted({path for _, path, _ in self.pictures.groups}), which)
 
     def groups(self) -> list[range]:
         "Which pairs lie together in a file and are read at once, in order."
-        firsts = [first for first, _, _ in self.pictures.groups] + [len(self)]
-        return [range(first, end) for first, end in zip(firsts, firsts[1:])]
+        firsts = [bisect_left(self.rows, first) for first, _, _ in self.pictures.groups] + [len(self)]
+        return [range(first, end) for first, end in zip(firsts, firsts[1:]) if end > first]
 
     def encoded(self, index: int) -> bytes:
         "The picture of a pair as it lies in the file, a PNG."
-        return self.pictures[range(len(self))[index]]
+        return self.pictures[self.rows[index]]
 
     def poses(self) -> Pose:
         "All poses as one batch, in order."
@@ -678,6 +683,39 @@ class PosePairs(torch.utils.data.Dataset):
         rows = self.table["scores"].to_pylist() if "scores" in self.table.column_names else [None] * len(self)
         return {name: torch.tensor([math.nan if row is None or row[name] is None else row[name] for row in rows])
                 for name in GATES}
+
+# %% ../../nbs/pairs/03_dataset.ipynb #37ae6693
+def kept_limits(folder: str | Path) -> dict[str, float]:
+    """The gates' limits, `limits.json` in a folder of pairs or beside it; none, where there is no such file. ValueError
+    for a file that holds something else."""
+    for path in (Path(folder) / "limits.json", Path(folder).parent / "limits.json"):
+        if path.is_file():
+            limits = read_json(path, "the limits of the gates", kind=dict)
+            for name, limit in limits.items():
+                if name not in GATES or not is_number(limit):
+                    raise ValueError(f"{path}: holds {name!r}: {limit!r}, needed numbers for some of "
+                                     f"{', '.join(GATES)}")
+            return limits
+    return {}
+
+
+def passing_pairs(pairs: PosePairs, limits: dict[str, float]) -> PosePairs:
+    "Those of `pairs` that no gate refuses under `limits`. ValueError where all are refused."
+    failed = failed_gates(pairs.scores(), limits).values()
+    passed = (~torch.stack([torch.zeros(len(pairs), dtype=torch.bool), *failed]).any(0)).nonzero().flatten().tolist()
+    if not passed:
+        raise ValueError(f"{pairs.folder}: the gates' limits refuse all of its {len(pairs)} pairs, needed some to "
+                         "train on; learn the limits anew, or move limits.json away")
+    few = copy.copy(pairs)
+    few.rows, few.table = [pairs.rows[i] for i in passed], pairs.table.take(passed)
+    return few
+
+
+def chosen_pairs(folder: str | Path, split: str) -> PosePairs:
+    """What a training should read of a folder: one split, or everything where it has no such split, without the pairs
+    that the gates refuse by its limits. Errors as of `PosePairs`."""
+    known = any(Path(folder).glob(f"data/{split}-*.parquet"))
+    return passing_pairs(PosePairs(folder, split if known else None), kept_limits(folder))
 
 # %% ../../nbs/pairs/03_dataset.ipynb #02fa57e0
 def verify_dataset(folder: str | Path) -> list[str]:

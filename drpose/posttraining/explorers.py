@@ -19,15 +19,15 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..ground.files import PICTURE_FORMATS, read_json, read_picture
+from ..ground.files import PICTURE_FORMATS, read_picture
 from ..people.bodies import SKELETON_JOINTS, load_body
 from ..people.selection import pose_difficulty
 from ..pictures.cameras import Framing, ViewRig
-from ..pictures.plots import is_number, mesh_figure, to_image, view_titles
+from ..pictures.plots import mesh_figure, to_image, view_titles
 from ..pictures.mesh_files import Scan, sampled_colors
 from ..pictures.photos import open_photo
 from ..pairs.gates import GATES, failed_gates
-from ..pairs.dataset import DIFFICULTY_BINS, PosePairs
+from ..pairs.dataset import DIFFICULTY_BINS, PosePairs, kept_limits
 from ..mesh.reconstruction import STARTS, Reconstruction, ReconstructionConfig, reconstruct
 from .viewers import (AS_LARGE_AS_IT_IS, CONTROL, Viewer, picture_grid, push_button, show_bytes,
                                          to_jpeg, with_bones)
@@ -162,19 +162,6 @@ SIDE, COLUMNS, PER_PAGE = 170, 6, 12  # pixels of a picture, pictures in a row a
 _REFUSED = "#c0392b"
 _GATE_NAMES = {gate.gate for gate in GATES.values()}
 
-
-def _read_limits(pairs: Path) -> dict[str, float]:
-    "The limits of the gates in a folder of pairs or beside it; none, where there is no such file."
-    for path in (pairs / "limits.json", pairs.parent / "limits.json"):
-        if path.is_file():
-            limits = read_json(path, "the limits of the gates", kind=dict)
-            for name, limit in limits.items():
-                if name not in GATES or not is_number(limit):
-                    raise ValueError(f"{path}: holds {name!r}: {limit!r}, needed numbers for some of "
-                                     f"{', '.join(GATES)}")
-            return limits
-    return {}
-
 # %% ../../nbs/posttraining/06_explorers.ipynb #416ecf0f
 class PairPages:
     """The image-pose pairs of a folder, to be chosen and shown. `folder`: what `build_dataset` wrote, or the output of
@@ -188,7 +175,7 @@ class PairPages:
         self.pairs = PosePairs(place)
         if not len(self.pairs):
             raise ValueError(f"{place}: holds no pairs, needed at least one")
-        self.scores, self.limits = self.pairs.scores(), _read_limits(place)
+        self.scores, self.limits = self.pairs.scores(), kept_limits(place)
         self.failed = failed_gates(self.scores, self.limits)
         self.refused = torch.stack([torch.zeros(len(self.pairs), dtype=torch.bool), *self.failed.values()]).any(0)
         joints = load_body().joints(self.pairs.poses())

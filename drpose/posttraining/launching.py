@@ -28,7 +28,7 @@ from ..pictures.cameras import TINY_RIG, ViewRig
 from ..multiview.unet import MultiViewUNet, load_lora
 from ..multiview.pipeline import MultiViewPipeline, pixels_per_cell
 from ..multiview.scans import POSE_FILE
-from ..pairs.dataset import PosePairs
+from ..pairs.dataset import chosen_pairs
 from ..reward.skeleton_predictor import SkeletonPredictor
 from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
 from ..evaluation.benchmarks import Benchmark, load_benchmark, load_scan_benchmark, with_estimates
@@ -88,7 +88,7 @@ class PostTrainSources:
                                                                 seed=VALIDATION_SEED, rig=rig), pipeline.pose_estimator)
                             for name in ("hard", "everyday")}
         folders, pairs = (sorted(path.parent for path in Path(self.validation_scans).glob(f"*/{POSE_FILE}"))[:people],
-                          PosePairs(self.validation_pairs))
+                          chosen_pairs(self.validation_pairs, "test"))
         for name, place, found in (("validation_scans", self.validation_scans, len(folders)),
                                    ("validation_pairs", self.validation_pairs, len(pairs))):
             if found < people:
@@ -130,7 +130,8 @@ def load_sources(config: PostTrainConfig, sources: PostTrainSources, device: str
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False,
                                           set_alpha_to_one=True)
     encode = partial(kept_conditions, sources.conditions) if sources.conditions else condition_pairs
-    data = encode(PosePairs(sources.pairs), pipeline, body_model, batch_size=max(1, min(64, 2**22 // size**2)),
+    data = encode(chosen_pairs(sources.pairs, "train"), pipeline, body_model,
+                  batch_size=max(1, min(64, 2**22 // size**2)),
                   outlines=rig if outlines else None)
     parts = dict(unet=pipeline.unet.eval(), scheduler=scheduler, predictor=predictor,
                  prompt_embeds=pipeline.prompt_table.embeds, rig=rig, data=data, foreground=foreground)
