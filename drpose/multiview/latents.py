@@ -28,8 +28,8 @@ from ..pictures.dressed_people import draw_crowd, photograph
 from .pipeline import encode_images, photo_descriptor
 
 # %% auto #0
-__all__ = ['SMALLEST_FRAME', 'LatentSet', 'ImageSet', 'render_set', 'reframe', 'encode_set', 'build_images', 'shown_photos',
-           'build_latents']
+__all__ = ['SMALLEST_FRAME', 'LatentSet', 'ImageSet', 'render_set', 'reframe', 'encode_set', 'build_images', 'read_images',
+           'shown_photos', 'build_latents']
 
 # %% ../../nbs/multiview/05_latents.ipynb #1d3ba4fc
 @dataclass
@@ -161,6 +161,15 @@ def build_images(name: str, count: int, seed: int, body_model: BodyModel, folder
     return [path for _, _, path in made]
 
 # %% ../../nbs/multiview/05_latents.ipynb #e0f34ad8
+def read_images(shards: list[Path]) -> ImageSet:
+    """All objects of image shards made by `build_images`, pictures in eight bits. Masks are not in them; a channel of
+    the normals stands in their place."""
+    parts = [read_tensors(path, "a shard of rendered people; delete it to have it made again",
+                          ("images", "joints", "scale")) for path in shards]
+    images, joints, scale = (torch.cat([part[name] for part in parts]) for name in ("images", "joints", "scale"))
+    return ImageSet(images, images[:, 0, :, 0], joints, scale)
+
+
 def shown_photos(shards: list[Path]) -> Tensor:
     "The input pictures (N, 3, H, W) uint8, front colour views, of image shards made by `build_images`."
     return torch.cat([read_tensors(path, "a shard of rendered people; delete it to have it made again",

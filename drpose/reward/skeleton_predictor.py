@@ -19,8 +19,9 @@ from ..pictures.cameras import ViewRig, frame_by_diagonal
 from ..pictures.rendering import skeleton_maps
 
 # %% auto #0
-__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'PredictorBlock', 'view_features', 'check_latents', 'SkeletonPredictor',
-           'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess', 'map_distance', 'PoseScore']
+__all__ = ['POSITIVE_WEIGHT', 'SPATIAL_WEIGHT', 'PredictorBlock', 'view_features', 'check_latents', 'MapReadings',
+           'SkeletonPredictor', 'ReadJoints', 'soft_argmax', 'read_joints', 'bce_excess', 'spatial_excess',
+           'map_distance', 'PoseScore']
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #f1c2b138
 class PredictorBlock(nn.Module):
@@ -86,7 +87,7 @@ def _up(levels: nn.ModuleList, hidden: Tensor, skips: list[Tensor], embedding: T
     return hidden
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #7abcb6cd
-class _MapReadings:
+class MapReadings:
     "What can be said once skeleton maps are read."
 
     def joints(self, latents: Tensor, rig: ViewRig) -> "ReadJoints":
@@ -99,7 +100,7 @@ class _MapReadings:
         return -map_distance(logits, skeleton_maps(joints, rig.resized(logits.shape[-1]), self.config.sigma)).mean(1)
 
 # %% ../../nbs/reward/01_skeleton_predictor.ipynb #029e2a0f
-class SkeletonPredictor(_MapReadings, CheckedModel, ModelMixin, ConfigMixin):
+class SkeletonPredictor(MapReadings, CheckedModel, ModelMixin, ConfigMixin):
     """Skeleton maps of 23 joints from multi-view latents, view by view (the frozen skeleton predictor g_skel of
     DrPose).
 
