@@ -57,7 +57,7 @@ from drpose.pairs import diffusion_animators  # noqa: E402
 from drpose.pairs.diffusion_animators import WanVACEAnimator
 from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
-from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, with_estimates
+from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, measure_draws, with_estimates
 from drpose.evaluation import mesh_subjects as mesh_subjects_chapter  # noqa: E402
 from drpose.evaluation.mesh_metrics import evaluate_meshes  # noqa: E402
 from drpose.evaluation.mesh_protocols import body_errors  # noqa: E402
@@ -88,6 +88,7 @@ from drpose.mesh.texture import bake_texture, color_vertices, color_views, lay_f
 from drpose.pictures.mesh_files import Scan, srgb_levels  # noqa: E402
 from drpose.pictures.mesh_writing import write_scan  # noqa: E402
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
+from drpose.reward.picture_predictor import PicturePredictor, load_eval_predictor, train_picture_predictor  # noqa: E402
 from drpose.pictures.rendering import find_hits, render_views, skeleton_maps  # noqa: E402
 from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
 from drpose.ground.trainer import RunDirectory, new_accelerator  # noqa: E402
@@ -530,7 +531,10 @@ def pretraining(device, folder):
     config = PredictorConfig(**shared, block_out_channels=(16, 16))
     run, accelerator = run_of("reader", config)
     predictor, _ = train_skeleton_predictor(config, data, TINY_RIG, run, estimates, None, accelerator)
-    return {f"{name} {key}": tensor for name, model in (("vae", vae), ("base", base), ("reader", predictor)) for key, tensor in model.state_dict().items()} | {"error": torch.tensor(errors[500]), "estimates": estimates.latents}
+    seeing, pictures = PicturePredictor(width=16, dilations=(1, 2)), dataclasses.replace(people, images=(people.images * 255).round().byte())
+    run, accelerator = run_of("pictures", config)
+    train_picture_predictor(config, pictures, TINY_RIG, run, seeing, pictures, accelerator)
+    return {f"{name} {key}": tensor for name, model in (("vae", vae), ("base", base), ("reader", predictor), ("seeing", seeing)) for key, tensor in model.state_dict().items()} | {"error": torch.tensor(errors[500]), "estimates": estimates.latents}
 
 
 @check("a pose that is given")
@@ -563,12 +567,13 @@ def given(device, folder):
 
 @check("benchmarks, measures and calibration")
 def measured(device, folder):
-    body, pipeline, eval_predictor = load_body().to(device), pipeline_on(device), predictor_on(device, "judge")
-    benchmark = load_benchmark("hard", pipeline.vae, body, 4)
+    body, pipeline = load_body().to(device), pipeline_on(device)
+    benchmark, eval_predictor = load_benchmark("hard", pipeline.vae, body, 4), load_eval_predictor(embedded_models() / "judge", pipeline.vae).to(device)
+    several = measure_draws(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark[:2], eval_predictor, 2, 1)
     drawn = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
     found = evaluate_latents(drawn, benchmark, pipeline.vae, eval_predictor, base_latents=drawn.flip(0))
     curves = calibrate({"maps": PoseScore(eval_predictor)}, pipeline.vae, body, draw_set("pool", 2, 5, load_body()), sigmas=(1.0,))
-    return {"drawn": drawn, "mpjpe": torch.from_numpy(found.mpjpe_mm), "drift": torch.from_numpy(found.drift), "decoded": decode_latents(pipeline.vae, drawn[:1]), "calibration": curves["maps"].distance}
+    return {"drawn": drawn, "mpjpe": torch.from_numpy(found.mpjpe_mm), "drift": torch.from_numpy(found.drift), "decoded": decode_latents(pipeline.vae, drawn[:1]), "draws": torch.tensor(list(several.values())), "calibration": curves["maps"].distance}
 
 
 @check("figures")

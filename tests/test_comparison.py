@@ -1,6 +1,7 @@
 """Evaluation end to end with an evaluation predictor that knows the truth: views, units, mirrored views, pairing and the table."""
 
 import json
+from dataclasses import replace
 import math
 from types import SimpleNamespace
 
@@ -53,8 +54,25 @@ def test_the_truth_scores_perfectly(world):
     assert result.mpjpe_mm.max() < 1e-3 and result.pa_mpjpe_mm.max() < 0.1 and result.pixels_unseen.max() < 1e-4
     assert (result.pck3 == 1).all() and (result.silhouette_iou == 1).all() and result.normal_deg.max() < 0.1
     assert (result.color_psnr_db == 100).all() and np.allclose(result.sharpness, 1) and (result.drift == 0).all() and (result.judge_reward == 0).all()
+    assert (result.side_area == 1).all() and (result.inside_psnr_db == 100).all()
     assert result.features.shape == (COUNT, 3, 5) and (result.features[:, :, 0] == [1, 2, 3]).all()
     assert all(getattr(result, name).dtype == np.float64 for name in ("mpjpe_mm", "silhouette_iou", "features"))
+
+
+def test_a_figure_that_shrinks_gains_decibels_but_not_inside(world):
+    truth, latents = world
+    images = torch.full_like(truth.images, 0.5)
+    images[..., 8:24, 8:24] = torch.tensor([0.5, 0.5, 1.0])[:, None, None]  # a square that faces the camera
+    images[:, 1] = torch.where(images[:, 0, :, 2:] == 1.0, 0.2, 1.0)
+    masks = views.masks_from_normals(images[:, 0])
+    square, small, wrong = replace(truth, images=images, masks=masks), images.clone(), images.clone()
+    small[:, 0, ..., :16] = 0.5
+    small[:, 1, ..., :16] = 1.0
+    wrong[:, 1] = torch.where(masks[:, :, None], 0.5, 1.0)  # all of it there, in another colour
+    shrunk, pale = (views.evaluate_views(pictures, latents, square, FakePredictor(truth.joints), RIG) for pictures in (small, wrong))
+    assert (shrunk.side_area == 0.5).all() and (pale.side_area == 1).all()
+    assert np.allclose(shrunk.inside_psnr_db, -10 * np.log10(0.5 * 0.8**2)) and np.allclose(pale.inside_psnr_db, -10 * np.log10(0.3**2))
+    assert np.allclose(shrunk.color_psnr_db - shrunk.inside_psnr_db, 10 * np.log10(4))  # three quarters are background
 
 
 def test_units_of_a_known_error(world):

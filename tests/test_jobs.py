@@ -33,7 +33,7 @@ SMALLER = {  # parameters with which a job is run the second time: that it runs 
     "evaluate": {"drawn": ["truth"]}, "build_dataset": {"anchors": 2, "calibration": 3}, "generate": {"num_inference_steps": 2}, "reconstruct": {"best_of": 1, "num_inference_steps": 2, "texture_size": 0},
     "posttrain": {"pairs": 4, "steps": 1, "evaluation_steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
     "posttrain_own": {"steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
-    "train_base": {"steps": 2}, "train_base_on_scans": {"steps": 2, "sample_steps": 2}, "train_pose_estimator": {"dynamic_pairs": 6, "everyday_pairs": 2, "steps": 2}, "train_skeleton_predictor": {"steps": 2},
+    "train_base": {"steps": 2}, "train_base_on_scans": {"steps": 2, "sample_steps": 2}, "train_pose_estimator": {"dynamic_pairs": 6, "everyday_pairs": 2, "steps": 2}, "train_skeleton_predictor": {"steps": 2}, "train_picture_predictor": {"steps": 2, "pool_objects": 6, "everyday_objects": 2, "guesses": 2},
 }  # fmt: skip
 A_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -265,7 +265,7 @@ def test_the_main_job_makes_meshes_of_its_first_people(tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_subjects, "evaluate_meshes", partial(evaluate_meshes, samples=1_000))
     monkeypatch.setattr(body_fit, "STEPS", 2)
     monkeypatch.setattr(body_fit, "VIEW_STEPS", 1)
-    check_settings(notebook("posttrain.ipynb"), 99, output_dir=str(tmp_path), mesh_people=2, samples=2, pairs=4, sheet=1, validation_every=0, advanced={"tracker": "none"}, **{name: 1 for name in ("evaluation_steps", "steps", "batch_size", "num_inference_steps", "trained_steps", "early_stop")})
+    check_settings(notebook("posttrain.ipynb"), 99, output_dir=str(tmp_path), mesh_people=2, draw_people=2, samples=2, pairs=4, sheet=1, validation_every=0, advanced={"tracker": "none"}, **{name: 1 for name in ("evaluation_steps", "steps", "batch_size", "num_inference_steps", "trained_steps", "early_stop")})
     summary = json.loads((tmp_path / "summary.json").read_text())
     for benchmark in ("hard", "everyday"):
         found = summary["meshes"][benchmark]
@@ -273,3 +273,6 @@ def test_the_main_job_makes_meshes_of_its_first_people(tmp_path, monkeypatch):
         assert all(found[when]["subjects"] == 2 and found[when]["chamfer_cm"] > 0 for when in ("before", "after", "shipped", "true"))
         assert found["shipped_change"]["chamfer_cm"]["before"] == pytest.approx(found["before"]["chamfer_cm"], rel=1e-4)
         assert len(list((tmp_path / "meshes" / f"{benchmark}_after").glob("*.json"))) == 2
+        drawn = summary["draws"][benchmark]
+        assert set(drawn) == {"before", "after", "shipped"} and all(one["draws"] == 8 and one["people"] == 2 and 0 < one["coverage_mm"] < one["depth_mm"] and one["spread_mm"] > 0 for one in drawn.values())
+        assert len({one["depth_of_flat"] for one in drawn.values()}) == 1

@@ -32,7 +32,7 @@ from .comparison import rounded
 
 # %% auto #0
 __all__ = ['Benchmark', 'load_benchmark', 'load_scan_benchmark', 'with_estimates', 'behind', 'people_at_once', 'generate_latents',
-           'evaluate_latents', 'predictor_errors']
+           'evaluate_latents', 'measure_draws', 'predictor_errors']
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #d7dc69c1
 @dataclass
@@ -49,6 +49,11 @@ class Benchmark:
 
     def __len__(self) -> int:
         return len(self.truth)
+
+    def __getitem__(self, rows: slice) -> Benchmark:
+        "The same of some people, from the first on; later ones would meet other noise."
+        return Benchmark(self.name, self.truth[rows], self.data[rows], self.tilted[rows],
+                         *(None if part is None else part[rows] for part in (self.photos, self.given)))
 
     def shown(self, count: int) -> Tensor:
         "The first photos, (count, 3, H, W)."
@@ -173,6 +178,40 @@ def evaluate_latents(
     return PerSample.cat(parts)
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #867e873d
+@torch.no_grad()
+def measure_draws(
+    unet,
+    scheduler,
+    prompt_embeds: Tensor,               # (D, V, L, C)
+    benchmark: Benchmark,
+    eval_predictor: EvaluationPredictor,
+    draws: int = 8,                      # of each photo, each from other noise
+    num_inference_steps: int = 10,
+    rig: ViewRig = TINY_RIG,
+) -> dict[str, float]:
+    """How much the noise decides, as the evaluation predictor reads it, in millimetres about the pelvis: `depth_mm`,
+    the
+    mean over all draws; `coverage_mm`, that of each photo's best draw, which is what choosing could reach; `spread_mm`,
+    the standard deviation of a joint's depth between draws; `depth_of_flat`, that of a figure without depth.
+    ValueError for fewer than two draws."""
+    if draws < 2:
+        raise ValueError(f"measure_draws was asked for {draws} draws, needed at least 2")
+    true, millimetre = benchmark.truth.joints, 1000 / benchmark.truth.scale[:, None]
+    place, found = getattr(eval_predictor, "device", "cpu"), []
+    for seed in range(draws):
+        latents = generate_latents(unet, scheduler, prompt_embeds, benchmark, num_inference_steps, seed, rig=rig)
+        grid = rig.resized(latents.shape[-1])
+        joints = [eval_predictor.joints(part[:, :, : rig.num_views].to(place), grid).joints3d.cpu()
+                  for part in latents.split(32)]
+        found.append(torch.cat(joints))
+    depths, wanted = ((joints - joints[..., :1, :])[..., 2] * millimetre for joints in (torch.stack(found), true))
+    errors = (depths - wanted).abs().mean(-1)  # (draws, B)
+    means = {"depth_mm": errors, "coverage_mm": errors.amin(0), "spread_mm": depths.std(0),
+             "depth_of_flat": wanted.abs()}
+    return {"draws": draws, "people": len(benchmark)} | {name: rounded(value.mean().item())
+                                                         for name, value in means.items()}
+
+
 @torch.no_grad()
 def predictor_errors(eval_predictor: EvaluationPredictor, benchmark: Benchmark,
                      rig: ViewRig = TINY_RIG) -> dict[str, float]:

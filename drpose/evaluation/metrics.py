@@ -19,8 +19,8 @@ from ..pictures.rendering import check_levels
 # %% auto #0
 __all__ = ['millimetres', 'check_pair', 'mpjpe', 'axis_errors', 'DepthAgreement', 'depth_agreement', 'similarity_transform',
            'procrustes_align', 'pa_mpjpe', 'pixel_errors', 'swap_forgiven_pixels', 'pck', 'masks_from_normals',
-           'silhouette_iou', 'normal_degrees', 'psnr', 'ssim', 'sharpness', 'frechet_distance', 'bootstrap_ci',
-           'frechet_replicates', 'jackknife_se']
+           'silhouette_iou', 'area_ratio', 'normal_degrees', 'psnr', 'psnr_inside', 'ssim', 'sharpness',
+           'frechet_distance', 'bootstrap_ci', 'frechet_replicates', 'jackknife_se']
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a67bc308
 def millimetres(
@@ -168,6 +168,16 @@ def silhouette_iou(
     intersection, union = (a & b).sum((-2, -1)).float(), (a | b).sum((-2, -1)).float()
     return torch.where(union > 0, intersection / union.clamp_min(1), torch.ones_like(union))
 
+
+def area_ratio(
+    predicted: Tensor,  # (B, ..., H, W) bool, or coverage in [0, 1]
+    true: Tensor,       # (B, ..., H, W) bool, or coverage in [0, 1], not empty
+) -> Tensor:            # (B,) 1 = as large as the truth
+    "Area of each sample's silhouettes, of all its views together, over that of the true ones."
+    check_pair(predicted, true, (None, None), "area_ratio")
+    found, wanted = ((part > 0.5).flatten(1).sum(1).float() for part in (predicted, true))
+    return found / wanted.clamp_min(1)
+
 # %% ../../nbs/evaluation/01_metrics.ipynb #17e5e2e1
 def normal_degrees(
     predicted: Tensor,  # (..., 3, H, W) encoded n/2 + 1/2
@@ -197,6 +207,20 @@ def psnr(
     for images in (predicted, true):
         check_levels(images, "psnr")
     squared = (predicted.clamp(0, 1) - true).square().flatten(1).mean(1)
+    return -10 * torch.log10(squared.clamp_min(1e-10))
+
+
+def psnr_inside(
+    predicted: Tensor,  # (B, ..., C, H, W) in [0, 1]
+    true: Tensor,       # (B, ..., C, H, W) in [0, 1]
+    mask: Tensor,       # (B, ..., H, W) true silhouettes, bool or coverage, not empty
+) -> Tensor:            # (B,) decibels, at most 100
+    "PSNR of each sample over the pixels of the true figure alone: a figure that shrinks does not gain background."
+    check_pair(predicted, true, (None, None, None), "psnr_inside")
+    check_levels(predicted, "psnr_inside")
+    inside = (mask > 0.5).to(true)[..., None, :, :].expand_as(true)
+    squared = ((predicted.clamp(0,
+                                1) - true).square() * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp_min(1)
     return -10 * torch.log10(squared.clamp_min(1e-10))
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #8432e52b

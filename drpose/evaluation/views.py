@@ -16,9 +16,9 @@ from torch import Tensor
 from ..people.bodies import SKELETON_JOINTS
 from ..pictures.cameras import ViewRig
 from ..pictures.rendering import check_levels
-from .metrics import (axis_errors, check_pair, masks_from_normals, millimetres, mpjpe, normal_degrees,
-                                       pa_mpjpe, pck, pixel_errors, psnr, sharpness, silhouette_iou,
-                                       swap_forgiven_pixels)
+from .metrics import (area_ratio, axis_errors, check_pair, masks_from_normals, millimetres, mpjpe,
+                                       normal_degrees, pa_mpjpe, pck, pixel_errors, psnr, psnr_inside, sharpness,
+                                       silhouette_iou, swap_forgiven_pixels)
 
 # %% auto #0
 __all__ = ['GroundTruth', 'EvaluationPredictor', 'PerSample', 'pose_metrics', 'picture_metrics', 'drift', 'evaluate_views',
@@ -71,7 +71,9 @@ class PerSample:
     depths: np.ndarray | None = None              # (B, 2, 23) found and true depths about the pelvis, millimetres
     silhouette_iou: np.ndarray | None = None      # unseen views
     normal_deg: np.ndarray | None = None          # degrees, unseen views, over the true silhouette
+    side_area: np.ndarray | None = None           # silhouettes' area over the truth's, unseen views
     color_psnr_db: np.ndarray | None = None       # decibels, unseen views
+    inside_psnr_db: np.ndarray | None = None      # the same over the true silhouettes alone
     judge_reward: np.ndarray | None = None        # the evaluation predictor's own pose score
     sharpness: np.ndarray | None = None           # 1 = as detailed as the truth, unseen views, both domains
     drift: np.ndarray | None = None               # mean squared latent difference to the base's output
@@ -144,8 +146,10 @@ def picture_metrics(
     masks = truth.masks[:, views]
     return {
         "silhouette_iou": _numbers(silhouette_iou(masks_from_normals(normals), masks > 0.5).mean(1)),
+        "side_area": _numbers(area_ratio(masks_from_normals(normals), masks > 0.5)),
         "normal_deg": _numbers(normal_degrees(normals, true_normals, masks).mean(1)),
         "color_psnr_db": _numbers(psnr(colors, true_colors)),
+        "inside_psnr_db": _numbers(psnr_inside(colors, true_colors, masks)),
         "sharpness": _numbers(sharpness(images[:, :, views], truth.images[:, :, views])),
     }
 

@@ -31,6 +31,7 @@ from ..multiview.scans import POSE_FILE
 from ..pairs.dataset import chosen_pairs
 from ..reward.skeleton_predictor import SkeletonPredictor
 from ..reward.rewards import ForegroundMap, PerceptualDistance, RewardSum, read_recipe
+from ..reward.picture_predictor import load_eval_predictor
 from ..evaluation.benchmarks import Benchmark, load_benchmark, load_scan_benchmark, with_estimates
 from .post_training import (PostTrainConfig, PostTrainResult, condition_pairs, finished,
                                               kept_conditions,
@@ -107,7 +108,7 @@ def validator_of(config: PostTrainConfig, sources: PostTrainSources, pipeline: M
     the evaluation predictor measures on the CPU."""
     if not config.validation_every:
         return None
-    eval_predictor = SkeletonPredictor.from_pretrained(sources.folder / "judge").eval()
+    eval_predictor = load_eval_predictor(sources.folder / "judge", pipeline.vae)
     perceptual = PerceptualDistance(config.perceptual_weights) if config.perceptual_weights else None
     return partial(
         Validator, scheduler=pipeline.scheduler, vae=pipeline.vae, eval_predictor=eval_predictor,

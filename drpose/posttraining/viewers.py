@@ -37,6 +37,7 @@ from ..pictures.dressed_people import Crowd, draw_crowd, photograph
 from ..multiview.pipeline import MultiViewPipeline, decode_latents, encode_images, unmirror
 from ..reward.skeleton_predictor import PoseScore, SkeletonPredictor
 from ..reward.rewards import BONES
+from ..reward.picture_predictor import load_eval_predictor
 from ..evaluation.views import PerSample
 from ..evaluation.benchmarks import (Benchmark, evaluate_latents, generate_latents, load_benchmark,
                                           with_estimates)
@@ -434,7 +435,7 @@ class RunDrawings:
     def __init__(self, run: str | Path = "", models: str | Path = "", people: int = 4, steps: int = 10):
         folder = Path(models) if str(models) else embedded_models()
         self.pipeline, self.people, self.steps = MultiViewPipeline.from_pretrained(folder / "pipeline"), people, steps
-        self.eval_predictor = SkeletonPredictor.from_pretrained(folder / "judge").eval()
+        self.eval_predictor = load_eval_predictor(folder / "judge", self.pipeline.vae)
         self.rig, self.body_model = rig_of(self.pipeline), load_body()
         self.models: dict[str, Callable] = {"base": self.pipeline.unet.eval()}
         if str(run):

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..ground.seeding import seeded_generator
 from ..ground.files import read_json
 from ..ground.model_files import CheckedModel
-from ..ground.seeding import seeded_generator
 from ..ground.trainer import WHOLE_BATCH, BatchPart, LoopResult, RunDirectory, optimise
 from ..pictures.cameras import ViewRig
 from ..pictures.rendering import skeleton_maps
