@@ -40,7 +40,6 @@ from project_files import NOTEBOOKS, code_cells, parameter_cells, source  # noqa
 import drpose  # noqa: E402
 from drpose.evaluation import metrics  # noqa: E402
 from drpose.people import pose_space  # noqa: E402
-from drpose.pictures.photos import prepare_photo  # noqa: E402
 from drpose.pictures.dressed_people import clothing_regions, draw_crowd, photograph  # noqa: E402
 from drpose.pairs.animators import RenderAnimator, painted_poses  # noqa: E402
 from drpose.people.bodies import Body, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
@@ -83,7 +82,7 @@ from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pi
                                         visible)
 from drpose.mesh.skinning import skinned, with_skin  # noqa: E402
 from drpose.mesh.carving import carve, carve_surface, largest_piece, level_set, visual_hull, without_ripples  # noqa: E402
-from drpose.mesh.reconstruction import ReconstructionConfig, coverage_of, draw_photo, load_models, person_from_views, read_person  # noqa: E402
+from drpose.mesh.reconstruction import ReconstructionConfig, coverage_of, load_models, person_from_views, read_person, reconstruct  # noqa: E402
 from drpose.mesh.texture import bake_texture, color_vertices, color_views, lay_flat  # noqa: E402
 from drpose.pictures.mesh_files import Scan, srgb_levels  # noqa: E402
 from drpose.pictures.mesh_writing import write_scan  # noqa: E402
@@ -264,12 +263,13 @@ def mesh_subjects(device, folder):
         rows = measure_latents(views, subjects, pipeline.vae, predictor, body)
         seen = true_views(subjects[0], TINY_RIG.resized(48))
         row, _ = measure_views(seen.to(device), subjects[0].body.joints[0, :23] * subjects[0].scale, subjects[0], ViewRig(TINY_RIG.azimuths, image_size=48), body)
-        draw = draw_photo(prepare_photo(subjects[0].photo, None, 64), 0, pipeline, predictor, ReconstructionConfig(device=str(device), num_inference_steps=1))
+        whole = reconstruct(subjects[0].photo, device=str(device), num_inference_steps=2, texture_size=32)  # from the photo to the file
+        whole.person.save(folder / "person.glb")
     finally:
         carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS = kept
         reconstruction.carve_surface, mesh_subjects_chapter.evaluate_meshes = carve_surface, evaluate_meshes
     assert len(rows) == 1 and set(rows[0]) <= set(row) | {"note"}
-    return {"photo": torch.from_numpy(np.array(subjects[0].photo)).float() / 255, "truth": torch.from_numpy(subjects[0].mesh.vertices.mean(0)), "seen": seen, "chamfer": torch.tensor(row["chamfer_cm"]), "drawn": draw.images.mean((2, 3, 4)), "ironed": without_ripples(subjects[0].body.vertices[0], subjects[0].body.faces).mean(0)}  # fmt: skip
+    return {"photo": torch.from_numpy(np.array(subjects[0].photo)).float() / 255, "truth": torch.from_numpy(subjects[0].mesh.vertices.mean(0)), "seen": seen, "chamfer": torch.tensor(row["chamfer_cm"]), "drawn": whole.images.mean((2, 3, 4)), "disagreements": torch.tensor(whole.disagreements), "whole": whole.person.scan.vertices.mean(0), "texture": whole.person.scan.texture.mean(), "bones": whole.person.fit.pose.axis_angles.mean(1), "ironed": without_ripples(subjects[0].body.vertices[0], subjects[0].body.faces).mean(0)}  # fmt: skip
 
 
 @check("dressed people and their photographs")
