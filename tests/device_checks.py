@@ -87,7 +87,7 @@ from drpose.mesh.texture import bake_texture, color_vertices, color_views, lay_f
 from drpose.pictures.mesh_files import Scan, srgb_levels  # noqa: E402
 from drpose.pictures.mesh_writing import write_scan  # noqa: E402
 from drpose.reward.predictor_training import PredictorConfig, estimate_latents, train_skeleton_predictor  # noqa: E402
-from drpose.reward.picture_predictor import PicturePredictor, load_eval_predictor, train_picture_predictor  # noqa: E402
+from drpose.reward.picture_predictor import DecodedPredictor, PicturePredictor, load_eval_predictor, train_picture_predictor  # noqa: E402
 from drpose.pictures.rendering import find_hits, render_views, skeleton_maps  # noqa: E402
 from drpose.reward.rewards import TERMS, ForegroundMap, PerceptualDistance, RewardSum  # noqa: E402
 from drpose.ground.trainer import RunDirectory, new_accelerator  # noqa: E402
@@ -569,11 +569,14 @@ def given(device, folder):
 def measured(device, folder):
     body, pipeline = load_body().to(device), pipeline_on(device)
     benchmark, eval_predictor = load_benchmark("hard", pipeline.vae, body, 4), load_eval_predictor(embedded_models() / "judge", pipeline.vae).to(device)
+    torch.manual_seed(0)
+    seeing = DecodedPredictor(PicturePredictor(width=16, dilations=(1, 2)).to(device), pipeline.vae)
     several = measure_draws(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark[:2], eval_predictor, 2, 1)
     drawn = generate_latents(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, 2)
     found = evaluate_latents(drawn, benchmark, pipeline.vae, eval_predictor, base_latents=drawn.flip(0))
+    by_eye = evaluate_latents(drawn, benchmark, pipeline.vae, seeing)
     curves = calibrate({"maps": PoseScore(eval_predictor)}, pipeline.vae, body, draw_set("pool", 2, 5, load_body()), sigmas=(1.0,))
-    return {"drawn": drawn, "mpjpe": torch.from_numpy(found.mpjpe_mm), "drift": torch.from_numpy(found.drift), "decoded": decode_latents(pipeline.vae, drawn[:1]), "draws": torch.tensor(list(several.values())), "calibration": curves["maps"].distance}
+    return {"drawn": drawn, "mpjpe": torch.from_numpy(found.mpjpe_mm), "drift": torch.from_numpy(found.drift), "decoded": decode_latents(pipeline.vae, drawn[:1]), "draws": torch.tensor(list(several.values())), "by eye": torch.from_numpy(by_eye.judge_reward), "calibration": curves["maps"].distance}
 
 
 @check("figures")
