@@ -149,7 +149,7 @@ def spoilt(pictures: Tensor, noise: float, generator: torch.Generator) -> Tensor
     grain = torch.randn(pictures.shape, generator=generator)
     return (pictures + (some[2] < 0.6) * noise * much[2].square() * grain).clamp(0, 1)
 
-
+# %% ../../nbs/reward/05_picture_predictor.ipynb #61cfdb27
 class PictureLoss(nn.Module):
     """Map distance of a picture predictor on random objects, spoilt; a share `estimate_share` of them guesses of a
     base model, where `estimates` are given. Pictures are kept in eight bits."""
