@@ -271,3 +271,21 @@ def test_pictures_in_another_range_are_refused(measure, change, sentence):
             getattr(metrics, measure)(*pair)
     with pytest.raises(ValueError, match=sentence):
         metrics.masks_from_normals(change(images))
+
+
+def test_errors_along_axes_are_about_each_ones_own_pelvis(skeleton):
+    scale, wrong = torch.full((5,), 0.5), skeleton.clone()
+    wrong[:, 5] += torch.tensor([0.1, -0.2, 0.3])
+    here, there = (metrics.axis_errors(wrong + torch.tensor(moved), skeleton + torch.tensor(other), scale) for moved, other in (((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)), ((0.3, -0.2, 0.7), (-0.4, 0.1, 0.2))))
+    for name, expected in {"across_mm": 0.1, "height_mm": 0.2, "depth_mm": 0.3}.items():
+        assert torch.allclose(here[name], torch.full((5,), 1000 * expected / 0.5 / 23), rtol=1e-4), name
+        assert torch.allclose(there[name], here[name], rtol=1e-3), name
+    assert torch.allclose(there["depth_of_flat"], here["depth_of_flat"], rtol=1e-4)
+
+
+def test_the_interval_leaves_as_much_out_below_as_above():
+    "Of values that lie alike on both sides: 1.96 standard errors each way."
+    values = np.concatenate([np.linspace(-1, 1, 200)] * 2)
+    low, high = metrics.bootstrap_ci(values, n=20_000, seed=5)
+    error = values.std() / len(values) ** 0.5
+    assert low == pytest.approx(-1.96 * error, rel=0.04) and high == pytest.approx(1.96 * error, rel=0.04)
