@@ -44,8 +44,8 @@ from .carving import Carved, carve_surface, view_weights
 
 # %% auto #0
 __all__ = ['HAZE', 'ISLAND', 'FIT_PIXELS', 'TALL', 'STARTS', 'DTYPES', 'PHOTO_PIXELS', 'coverage_of', 'Person',
-           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'Draw',
-           'draw_photo', 'reconstruct', 'main']
+           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'framed_photo',
+           'Draw', 'draw_photo', 'reconstruct', 'main']
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #3de3df47
 HAZE = (0.25, 0.75)  # a distance below the first is background, above the second is person
@@ -248,8 +248,10 @@ def load_models(config: ReconstructionConfig) -> tuple[MultiViewPipeline, Skelet
     return pipeline, SkeletonPredictor.from_pretrained(folder / "predictor").to(config.device).eval()
 
 
-def _framed(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, crop_size: int, scale: int) -> FramedPhoto:
-    "The photo in the frame of the pipeline, its picture `scale` times as large."
+def framed_photo(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, crop_size: int = 0,
+                 scale: int = 1) -> FramedPhoto:
+    """The photo in the frame of the pipeline, its picture `scale` times as large; the longer side of the person is
+    `crop_size` pixels of the frame, 0 as the model was trained. Errors as in `prepare_photo`."""
     frame = pipeline.unet.config.sample_size * pixels_per_cell(pipeline.vae)
     # PSHuman's people fill 740 of 768 pixels; the tiny world's, framed by the diagonal of their box, 50 of 64
     crop = crop_size or round(frame * (740 / 768 if pipeline.config.descriptor == "clip" else 50 / 64))
@@ -300,7 +302,7 @@ def reconstruct(
     told("reading the models")
     pipeline, predictor = load_models(config)
     body_model = load_body(config.body or None).to(config.device)
-    framed = _framed(photo, pipeline, config.crop_size, 1)
+    framed = framed_photo(photo, pipeline, config.crop_size)
     done("models")
     draws = []
     for number in range(config.best_of):
@@ -312,7 +314,7 @@ def reconstruct(
     told("carving a surface and painting it")
     scale = max(1, PHOTO_PIXELS // colors.shape[-1])
     colors = F.interpolate(colors, scale_factor=scale, mode="bicubic").clamp(0, 1)
-    colors[0] = _framed(photo, pipeline, config.crop_size, scale).body.to(colors)
+    colors[0] = framed_photo(photo, pipeline, config.crop_size, scale).body.to(colors)
     masks = coverage_of(normals)
     rig = ViewRig(tuple(pipeline.config.azimuths), image_size=normals.shape[-1])
     person = person_from_views(normals, colors, masks, rig, body_model, draw.joints, config.start, config.texture_size)

@@ -24,7 +24,7 @@ from .control_drawing import draw_control
 from .driving import DrivenAnimator, Portrait
 
 # %% auto #0
-__all__ = ['write_video', 'read_video', 'SCAILAnimator']
+__all__ = ['write_video', 'video_frames', 'read_video', 'SCAILAnimator']
 
 # %% ../../nbs/pairs/07_scail_animator.ipynb #56af4764
 _FPS = 16  # of Wan and its relatives
@@ -52,16 +52,24 @@ def write_video(path: str | Path, frames: Tensor) -> None:
     writer.close()
 
 
-def read_video(path: str | Path) -> Tensor:
-    "The frames (T, 3, H, W) in [0, 1] of a video. ValueError in one sentence if it cannot be read."
+def video_frames(path: str | Path) -> Iterator[np.ndarray]:
+    "The frames (H, W, 3) of a video one by one, 8 bits. ValueError in one sentence if it cannot be read."
     try:
         frames: Iterator = _ffmpeg().read_frames(str(path))
         width, height = next(frames)["size"]
-        levels = np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames])
+        for frame in frames:
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
     except (OSError, RuntimeError, ValueError, StopIteration) as error:
         said = " ".join(str(error).split())[-160:]
         raise ValueError(f"{path}: cannot be read as a video ({said}), needed frames") from None
-    return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
+
+
+def read_video(path: str | Path) -> Tensor:
+    "The frames (T, 3, H, W) in [0, 1] of a video. ValueError in one sentence if it cannot be read."
+    levels = list(video_frames(path))
+    if not levels:
+        raise ValueError(f"{path}: holds no frames, needed a video")
+    return torch.from_numpy(np.stack(levels)).permute(0, 3, 1, 2).float() / 255
 
 # %% ../../nbs/pairs/07_scail_animator.ipynb #fcf4129b
 _COLOR = (1.0, 0.0, 0.0)  # of the one person, in both masks: any of the program's six colours that is not a ground's
