@@ -40,12 +40,14 @@ def _ffmpeg() -> ModuleType:
     return imageio_ffmpeg
 
 
-def write_video(path: str | Path, frames: Tensor) -> None:
-    "Frames (T, 3, H, W) in [0, 1] as an MP4 without loss but for rounding to eight bits and to video's colours."
+def write_video(path: str | Path, frames: Tensor, fps: int = _FPS, exact: bool = True) -> None:
+    """Frames (T, 3, H, W) in [0, 1] as an MP4: `exact`, without loss but for rounding to eight bits and to video's
+    colours; or so that every player shows it, for which H and W must be even. ImportError without the extra `video`."""
     levels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    writer = _ffmpeg().write_frames(str(path), (frames.shape[3], frames.shape[2]), fps=_FPS, codec="libx264",
-                                    pix_fmt_out="yuv444p", quality=None, output_params=["-qp", "0"],
-                                    macro_block_size=1)
+    coding = ["-qp", "0"] if exact else ["-crf", "18", "-movflags", "+faststart"]
+    writer = _ffmpeg().write_frames(str(path), (frames.shape[3], frames.shape[2]), fps=fps, codec="libx264",
+                                    pix_fmt_out="yuv444p" if exact else "yuv420p", quality=None,
+                                    output_params=[*coding, "-f", "mp4"], macro_block_size=1)
     writer.send(None)
     for frame in levels:
         writer.send(frame)
