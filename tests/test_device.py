@@ -16,7 +16,7 @@ CHECKS = TESTS / "device_checks.py"
 NOT_ON_A_DEVICE = {
     "reads or writes files, and gives what lies on the processor": """
         files.read_tensors model_files.check_fits model_files.empty_model model_files.load_model motion.load_motion motion.load_pybullet_clips scans.read_scan_pose scans.render_scans scans.stand_in_scans scans.ScanFit mesh_files.sampled_colors
-        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file latents.build_images latents.build_latents latents.shown_photos bodies.load_body animators.load_animator viewers.save_pose scail_animator.read_video scail_animator.write_video real_person.Sighting real_person.sight real_person.draw_footage""",
+        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file latents.build_images latents.build_latents latents.shown_photos bodies.load_body animators.load_animator viewers.save_pose scail_animator.read_video scail_animator.write_video real_person.Sighting real_person.sight real_person.draw_footage rigged_characters.posed_character motion.bone_turns""",
     "makes a new model or table, which is moved afterwards": """
         pipeline.tiny_prompt_embeds pipeline.PromptTable unet.build_stages base_training.new_autoencoder base_training.tiny_unet pshuman.from_stable_unclip""",
     "draws poses, people or settings, on the processor by design: a draw must not depend on the machine": """
