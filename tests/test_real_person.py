@@ -3,16 +3,20 @@
 import os
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
-from PIL import Image
+from matplotlib.cbook import get_sample_data
+from PIL import Image, ImageDraw
 
 from drpose.evaluation import real_person
 from drpose.evaluation.real_person import COMPARED, RealTruth, azimuths_of, constant_joints, draw_footage, flat_joints, level_square, locate_joints, open_footage, outline, read_cameras, read_moment, sight
+from drpose.mesh import reconstruction
+from drpose.mesh.carving import carve_surface
 from drpose.mesh.reconstruction import reconstruct
 from drpose.pairs.detectors import load_detector
 from drpose.pairs.scail_animator import write_video
@@ -180,6 +184,23 @@ def test_nobody_is_told(drawn, monkeypatch):
     monkeypatch.setattr(real_person, "outline", lambda picture, detector: torch.zeros(512, 512))
     with pytest.raises(ValueError, match="shows nobody in frame 3"):
         sight(drawn[0], MOMENT, load_detector("estimator"))
+
+
+def test_a_photograph_of_somebody_real_goes_the_whole_way(tmp_path, monkeypatch):
+    "Grace Hopper, whose portrait comes with matplotlib (public domain), cut out along an outline drawn by hand. Half of her is enough for that: textures, a file that opens."
+    monkeypatch.setattr(reconstruction, "carve_surface", partial(carve_surface, steps=8))
+    monkeypatch.setattr("drpose.mesh.carving.ROUND_STEPS", 3)
+    monkeypatch.setattr("drpose.mesh.body_fit.VIEW_STEPS", 4)
+    photo = Image.open(get_sample_data("grace_hopper.jpg")).convert("RGBA")
+    alpha, outline_by_hand = Image.new("L", photo.size), [(150, 170), (148, 100), (176, 80), (176, 60), (230, 24), (290, 24), (345, 60), (370, 100), (376, 200), (352, 290), (330, 318), (480, 385), (511, 440), (511, 599), (10, 599), (25, 450), (62, 385), (200, 318), (165, 285)]
+    ImageDraw.Draw(alpha).polygon(outline_by_hand, fill=255)
+    photo.putalpha(alpha)
+    photo.save(tmp_path / "photo.png")
+    with pytest.warns(UserWarning, match="reaches the lower"):
+        made = reconstruct(tmp_path / "photo.png", num_inference_steps=4, texture_size=256)
+    (mesh,) = trimesh.load_scene(made.save(tmp_path / "person.glb")).geometry.values()
+    assert mesh.visual.material.baseColorTexture.size == (256, 256) and len(mesh.faces) > 500
+    assert (made.person.fit is not None) == (b'"skins"' in (tmp_path / "person.glb").read_bytes())
 
 
 def test_a_real_photo_becomes_a_textured_person_with_a_skin(tmp_path):
