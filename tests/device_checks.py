@@ -60,6 +60,7 @@ from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, loa
 from drpose.evaluation import mesh_subjects as mesh_subjects_chapter  # noqa: E402
 from drpose.evaluation.mesh_metrics import evaluate_meshes  # noqa: E402
 from drpose.evaluation.mesh_protocols import body_errors  # noqa: E402
+from drpose.evaluation.real_person import constant_joints, drawn_joints, outline  # noqa: E402
 from drpose.evaluation.mesh_subjects import measure_latents, measure_views, posed_subjects, true_views  # noqa: E402
 from drpose.posttraining.validation import pair_benchmark  # noqa: E402
 from drpose.ground.provenance import digest_of  # noqa: E402
@@ -270,6 +271,15 @@ def mesh_subjects(device, folder):
         reconstruction.carve_surface, mesh_subjects_chapter.evaluate_meshes = carve_surface, evaluate_meshes
     assert len(rows) == 1 and set(rows[0]) <= set(row) | {"note"}
     return {"photo": torch.from_numpy(np.array(subjects[0].photo)).float() / 255, "truth": torch.from_numpy(subjects[0].mesh.vertices.mean(0)), "seen": seen, "chamfer": torch.tensor(row["chamfer_cm"]), "drawn": whole.images.mean((2, 3, 4)), "disagreements": torch.tensor(whole.disagreements), "whole": whole.person.scan.vertices.mean(0), "texture": whole.person.scan.texture.mean(), "bones": whole.person.fit.pose.axis_angles.mean(1), "ironed": without_ripples(subjects[0].body.vertices[0], subjects[0].body.faces).mean(0)}  # fmt: skip
+
+
+@check("somebody among real cameras")
+def real_person(device, folder):
+    detector = load_detector("estimator", device=device)
+    picture = torch.ones(1, 3, 64, 64, device=device)
+    picture[..., 8:56, 20:40] = 0.3
+    drawn = drawn_joints(picture.expand(4, -1, -1, -1), ViewRig((0.0, 90.0, 180.0, 270.0), image_size=64), detector)
+    return {"outline": outline(picture, detector), "drawn": torch.from_numpy(drawn), "constant": torch.from_numpy(constant_joints(load_body().to(device)))}
 
 
 @check("dressed people and their photographs")

@@ -196,6 +196,20 @@ def test_half_a_pixel(name, stand_in):
     assert torch.cat(ways).mean((0, 1)).abs().max() < 0.35 / 256, torch.cat(ways).mean((0, 1)) * 256
 
 
+def test_blazepose_draws_outlines(stand_in, monkeypatch):
+    "Asked for the mask that some of its files hold: in [0, 1], as large as the picture, each picture its own."
+    detector = stand_in("blazepose")
+    with pytest.raises(ValueError, match="draws no outline"):
+        detector.outline(dots(STANDING[None]))
+    monkeypatch.setattr(Interpreter, "gives", {**Interpreter.gives, 4: (1, 256, 256, 1)})
+    plain = Interpreter.get_tensor
+    monkeypatch.setattr(Interpreter, "get_tensor", lambda self, index: (20 * (0.5 - self.picture.mean(0)))[None, ..., None].numpy() if index == 4 else plain(self, index))
+    pictures = torch.ones(2, 3, 128, 128)
+    pictures[0, :, 20:100, 40:80], pictures[1, :, 60:90, :30] = 0, 0
+    found = detector.outline(pictures)
+    assert found.shape == (2, 128, 128) and ((found > 0.5) == (pictures[:, 0] < 0.5)).float().mean() > 0.99
+
+
 def test_points_become_joints():
     "Every layout has the twelve limbs where its own table has them; what a joint is made of decides whether it is known, and how surely."
     for count, limbs in ((17, COCO), (133, COCO), (33, BLAZE)):

@@ -16,12 +16,12 @@ CHECKS = TESTS / "device_checks.py"
 NOT_ON_A_DEVICE = {
     "reads or writes files, and gives what lies on the processor": """
         files.read_tensors model_files.check_fits model_files.empty_model model_files.load_model motion.load_motion motion.load_pybullet_clips scans.read_scan_pose scans.render_scans scans.stand_in_scans scans.ScanFit mesh_files.sampled_colors
-        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file latents.build_images latents.build_latents latents.read_images latents.shown_photos bodies.load_body animators.load_animator viewers.save_pose scail_animator.read_video scail_animator.write_video""",
+        pshuman.encode_prompts pshuman.pshuman_prompts pshuman.read_prompt_file latents.build_images latents.build_latents latents.read_images latents.shown_photos bodies.load_body animators.load_animator viewers.save_pose scail_animator.read_video scail_animator.write_video real_person.Sighting real_person.draw_footage rigged_characters.posed_character motion.bone_turns""",
     "makes a new model or table, which is moved afterwards": """
         pipeline.tiny_prompt_embeds pipeline.PromptTable unet.build_stages base_training.new_autoencoder base_training.tiny_unet pshuman.from_stable_unclip""",
     "draws poses, people or settings, on the processor by design: a draw must not depend on the machine": """
         dressed_people.draw_palette clips.draw_poses clips.between_keyframes clips.pose_keyframe pose_space.limit_sample pose_space.random_rotation reward_gradients.async_indices pose_estimator.vary streaming.shuffled_order""",
-    "pictures of Pillow become tensors, which are moved afterwards": "pipeline.pictures_tensor pipeline.photo_tensor pipeline.framed_pictures",
+    "pictures of Pillow become tensors, which are moved afterwards": "pipeline.pictures_tensor pipeline.photo_tensor pipeline.framed_pictures reconstruction.framed_photo",
     "keeps data on the processor and hands out batches; the loop moves them": "latents.LatentSet post_training.PairConditions base_training.train_autoencoder base_training.train_base predictor_training.train_skeleton_predictor base_training.AutoencoderLoss predictor_training.PredictorLoss picture_predictor.PictureLoss picture_predictor.spoilt dataset.chosen_pairs dataset.passing_pairs base_training.cut_out post_training.pose_reward",
     "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "benchmarks.Benchmark views.picture_metrics views.pose_metrics benchmarks.load_scan_benchmark",
     "looks at names alone": "unet.idle_parameters",

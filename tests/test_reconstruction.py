@@ -1,6 +1,7 @@
 """From a photo to a person: coverage of drawn normals, the choice among draws, units, files, what happens without a body or a predictor, doors, the command."""
 
 import shutil
+import sys
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from drpose.mesh import reconstruction
 from drpose.mesh.carving import carve_surface
 from drpose.mesh.reconstruction import Reconstruction, ReconstructionConfig, coverage_of, load_models, person_from_views, read_person, reconstruct
 from drpose.multiview.pipeline import encode_images
+from drpose.pairs.scail_animator import read_video
 from drpose.people.bodies import load_body
 from drpose.people.clips import embedded_clips
 from drpose.people.pose_sets import draw_set
@@ -117,8 +119,31 @@ def test_a_turntable_goes_around(person, tmp_path):
         frames.append(np.asarray(gif.convert("RGB"), float))
     assert len(frames) == 4 and gif.size == (48, 48) and gif.info["loop"] == 0
     assert all(np.abs(one - other).mean() > 1 for one, other in zip(frames, frames[1:])) and frames[0][0, 0].min() > 240
-    with pytest.raises(ValueError, match="ends in .gif"):
-        person.turntable(tmp_path / "person.mp4")
+    with pytest.raises(ValueError, match="ends in .gif or .mp4"):
+        person.turntable(tmp_path / "person.avi")
+
+
+def test_a_turntable_is_a_film_too(person, tmp_path):
+    "As every player shows it (4:2:0), once around in 2.4 s, with the pictures of the GIF."
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    made = person.turntables(tmp_path / "person.glb", 12, 48)
+    assert [path.name for path in made] == ["person.gif", "person.mp4"] and all(path.is_file() for path in made)
+    about = next(ffmpeg.read_frames(str(made[1])))
+    assert about["pix_fmt"].startswith("yuv420p") and about["codec"] == "h264" and about["duration"] == pytest.approx(2.4, abs=0.1)
+    frames, gif = (read_video(made[1]) * 255).permute(0, 2, 3, 1).numpy(), Image.open(made[0])
+    assert frames.shape == (12, 48, 48, 3)
+    for number, frame in enumerate(frames):
+        gif.seek(number)
+        assert np.abs(frame - np.asarray(gif.convert("RGB"), float)).mean() < 6
+
+
+def test_without_ffmpeg_a_turntable_is_a_gif(person, tmp_path, monkeypatch):
+    monkeypatch.setattr(reconstruction, "find_spec", lambda name: None)
+    assert person.turntables(tmp_path / "person.glb", 2, 32) == [tmp_path / "person.gif"]
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ImportError, match=r"pip install 'drpose\[video\]'"):
+        person.turntable(tmp_path / "film.mp4", 2, 32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["person.gif"]
 
 
 def test_without_joints_there_is_no_skeleton(somebody, body_model, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from ..multiview.unet import load_lora
 from ..multiview.pipeline import (MultiViewPipeline, decode_latents, encode_images, finish_views,
                                        pixels_per_cell, place_of)
 from ..multiview.scans import render_scan
+from ..pairs.scail_animator import write_video
 from ..reward.skeleton_predictor import SkeletonPredictor
 from .soft_rendering import SoftViews
 from .body_fit import BodyFit, fit_joints, refine_fit
@@ -44,8 +46,8 @@ from .carving import Carved, carve_surface, view_weights
 
 # %% auto #0
 __all__ = ['HAZE', 'ISLAND', 'FIT_PIXELS', 'TALL', 'STARTS', 'DTYPES', 'PHOTO_PIXELS', 'coverage_of', 'Person',
-           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'Draw',
-           'draw_photo', 'reconstruct', 'main']
+           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'framed_photo',
+           'Draw', 'draw_photo', 'reconstruct', 'main']
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #3de3df47
 HAZE = (0.25, 0.75)  # a distance below the first is background, above the second is person
@@ -93,15 +95,35 @@ class Person:
         return write_scan(path, *with_skin(self.scan, self.body_model, self.fit.pose))
 
     def turntable(self, path: str | Path, frames: int = 36, size: int = 384) -> Path:
-        "Write a GIF of the person turning once around; `frames` pictures of size x size. ValueError on another ending."
-        if Path(path).suffix.lower() != ".gif":
-            raise ValueError(f"{path}: a turntable is a GIF, needed a name that ends in .gif")
-        azimuths = [360 * number / frames for number in range(frames)]
-        pictures, _ = render_scan(self.scan, size, azimuths=azimuths)
-        images = [to_image(picture[:3] * picture[3:] + 1 - picture[3:]).quantize(128) for picture in pictures.cpu()]
-        packed = io.BytesIO()
-        images[0].save(packed, "GIF", save_all=True, append_images=images[1:], duration=2400 // frames, loop=0)
-        return write_atomic(path, lambda temporary: temporary.write_bytes(packed.getvalue()))
+        """Write a GIF of the person turning once around, or an MP4 where the name ends so; `frames` pictures of
+        size x size (even). ValueError on another ending; ImportError for an MP4 without the extra `video`."""
+        if Path(path).suffix.lower() not in (".gif", ".mp4"):
+            raise ValueError(f"{path}: a turntable is a GIF or an MP4, needed a name that ends in .gif or .mp4")
+        return _write_turning(Path(path), self._turning(frames, size))
+
+    def turntables(self, path: str | Path, frames: int = 36, size: int = 384) -> list[Path]:
+        "Write a GIF in the place of `path` and, where imageio-ffmpeg is installed, an MP4 beside it; see `turntable`."
+        endings = (".gif", ".mp4") if find_spec("imageio_ffmpeg") else (".gif",)
+        pictures = self._turning(frames, size)
+        return [_write_turning(Path(path).with_suffix(ending), pictures) for ending in endings]
+
+    def _turning(self, frames: int, size: int) -> Tensor:
+        "Pictures (frames, 3, size, size) on white, once around."
+        pictures, _ = render_scan(self.scan, size, azimuths=[360 * number / frames for number in range(frames)])
+        return (pictures[:, :3] * pictures[:, 3:] + 1 - pictures[:, 3:]).cpu()
+
+
+_TURN = 2.4  # seconds once around
+
+
+def _write_turning(path: Path, pictures: Tensor) -> Path:
+    count = len(pictures)
+    if path.suffix.lower() == ".mp4":
+        return write_atomic(path, lambda temporary: write_video(temporary, pictures, max(1, round(count / _TURN)),
+                                                                False))
+    images, packed = [to_image(picture).quantize(128) for picture in pictures], io.BytesIO()
+    images[0].save(packed, "GIF", save_all=True, append_images=images[1:], duration=int(1000 * _TURN) // count, loop=0)
+    return write_atomic(path, lambda temporary: temporary.write_bytes(packed.getvalue()))
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #7026171b
 def _fitted(joints: Tensor | None, normals: Tensor, masks: Tensor, rig: ViewRig,
@@ -248,8 +270,10 @@ def load_models(config: ReconstructionConfig) -> tuple[MultiViewPipeline, Skelet
     return pipeline, SkeletonPredictor.from_pretrained(folder / "predictor").to(config.device).eval()
 
 
-def _framed(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, crop_size: int, scale: int) -> FramedPhoto:
-    "The photo in the frame of the pipeline, its picture `scale` times as large."
+def framed_photo(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, crop_size: int = 0,
+                 scale: int = 1) -> FramedPhoto:
+    """The photo in the frame of the pipeline, its picture `scale` times as large; the longer side of the person is
+    `crop_size` pixels of the frame, 0 as the model was trained. Errors as in `prepare_photo`."""
     frame = pipeline.unet.config.sample_size * pixels_per_cell(pipeline.vae)
     # PSHuman's people fill 740 of 768 pixels; the tiny world's, framed by the diagonal of their box, 50 of 64
     crop = crop_size or round(frame * (740 / 768 if pipeline.config.descriptor == "clip" else 50 / 64))
@@ -300,7 +324,7 @@ def reconstruct(
     told("reading the models")
     pipeline, predictor = load_models(config)
     body_model = load_body(config.body or None).to(config.device)
-    framed = _framed(photo, pipeline, config.crop_size, 1)
+    framed = framed_photo(photo, pipeline, config.crop_size)
     done("models")
     draws = []
     for number in range(config.best_of):
@@ -312,7 +336,7 @@ def reconstruct(
     told("carving a surface and painting it")
     scale = max(1, PHOTO_PIXELS // colors.shape[-1])
     colors = F.interpolate(colors, scale_factor=scale, mode="bicubic").clamp(0, 1)
-    colors[0] = _framed(photo, pipeline, config.crop_size, scale).body.to(colors)
+    colors[0] = framed_photo(photo, pipeline, config.crop_size, scale).body.to(colors)
     masks = coverage_of(normals)
     rig = ViewRig(tuple(pipeline.config.azimuths), image_size=normals.shape[-1])
     person = person_from_views(normals, colors, masks, rig, body_model, draw.joints, config.start, config.texture_size)
@@ -352,11 +376,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{output}: is no mesh by its name, needed {', '.join(WRITTEN_FORMATS)}")
         made = reconstruct(photo, ReconstructionConfig(**given))
         made.save(output)
-        turning = made.person.turntable(output.with_suffix(".gif"))
+        turning = made.person.turntables(output)
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{output}: {len(made.person.carved.faces)} faces, "
-          f"{'with' if made.person.fit else 'without'} a skeleton; {turning}; "
+          f"{'with' if made.person.fit else 'without'} a skeleton; {', '.join(map(str, turning))}; "
           f"{sum(made.seconds.values()):.0f} seconds")
     return 0

@@ -210,6 +210,19 @@ class BlazePoseDetector(KeypointDetector):
         landmarks, present = (torch.stack(part).to(images.device) for part in zip(*answers, strict=True))
         return decode_blazepose(landmarks, present[:, 0])
 
+    def outline(self, images: Tensor) -> Tensor:
+        """How much of each pixel is person, (B, H, H) in [0, 1], in pictures (B, 3, H, H) of somebody upright.
+        ValueError for a network that draws none."""
+        network, masks = self.opened(images.device)[0], []
+        shape = (1, _BLAZE_SIDE, _BLAZE_SIDE, 1)
+        drawn = [one["index"] for one in network.get_output_details() if tuple(map(int, one["shape"])) == shape]
+        if not drawn:
+            raise ValueError(f"{self.weights}: draws no outline, needed an output of shape {shape}")
+        for picture in images:
+            self.look(picture[None])
+            masks.append(torch.from_numpy(network.get_tensor(drawn[0]).copy()).reshape(1, *shape[1:3]).sigmoid())
+        return F.interpolate(torch.stack(masks), images.shape[-2:], mode="bilinear")[:, 0].to(images)
+
 # %% ../../nbs/pairs/09_detectors.ipynb #afa3125a
 _PEAK = 0.3
 

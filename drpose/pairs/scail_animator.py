@@ -24,7 +24,7 @@ from .control_drawing import draw_control
 from .driving import DrivenAnimator, Portrait
 
 # %% auto #0
-__all__ = ['write_video', 'read_video', 'SCAILAnimator']
+__all__ = ['write_video', 'video_frames', 'read_video', 'SCAILAnimator']
 
 # %% ../../nbs/pairs/07_scail_animator.ipynb #56af4764
 _FPS = 16  # of Wan and its relatives
@@ -40,28 +40,38 @@ def _ffmpeg() -> ModuleType:
     return imageio_ffmpeg
 
 
-def write_video(path: str | Path, frames: Tensor) -> None:
-    "Frames (T, 3, H, W) in [0, 1] as an MP4 without loss but for rounding to eight bits and to video's colours."
+def write_video(path: str | Path, frames: Tensor, fps: int = _FPS, exact: bool = True) -> None:
+    """Frames (T, 3, H, W) in [0, 1] as an MP4: `exact`, without loss but for rounding to eight bits and to video's
+    colours; or so that every player shows it, for which H and W must be even. ImportError without the extra `video`."""
     levels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    writer = _ffmpeg().write_frames(str(path), (frames.shape[3], frames.shape[2]), fps=_FPS, codec="libx264",
-                                    pix_fmt_out="yuv444p", quality=None, output_params=["-qp", "0"],
-                                    macro_block_size=1)
+    coding = ["-qp", "0"] if exact else ["-crf", "18", "-movflags", "+faststart"]
+    writer = _ffmpeg().write_frames(str(path), (frames.shape[3], frames.shape[2]), fps=fps, codec="libx264",
+                                    pix_fmt_out="yuv444p" if exact else "yuv420p", quality=None,
+                                    output_params=[*coding, "-f", "mp4"], macro_block_size=1)
     writer.send(None)
     for frame in levels:
         writer.send(frame)
     writer.close()
 
 
-def read_video(path: str | Path) -> Tensor:
-    "The frames (T, 3, H, W) in [0, 1] of a video. ValueError in one sentence if it cannot be read."
+def video_frames(path: str | Path) -> Iterator[np.ndarray]:
+    "The frames (H, W, 3) of a video one by one, 8 bits. ValueError in one sentence if it cannot be read."
     try:
         frames: Iterator = _ffmpeg().read_frames(str(path))
         width, height = next(frames)["size"]
-        levels = np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in frames])
+        for frame in frames:
+            yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
     except (OSError, RuntimeError, ValueError, StopIteration) as error:
         said = " ".join(str(error).split())[-160:]
         raise ValueError(f"{path}: cannot be read as a video ({said}), needed frames") from None
-    return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
+
+
+def read_video(path: str | Path) -> Tensor:
+    "The frames (T, 3, H, W) in [0, 1] of a video. ValueError in one sentence if it cannot be read."
+    levels = list(video_frames(path))
+    if not levels:
+        raise ValueError(f"{path}: holds no frames, needed a video")
+    return torch.from_numpy(np.stack(levels)).permute(0, 3, 1, 2).float() / 255
 
 # %% ../../nbs/pairs/07_scail_animator.ipynb #fcf4129b
 _COLOR = (1.0, 0.0, 0.0)  # of the one person, in both masks: any of the program's six colours that is not a ground's

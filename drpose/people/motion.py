@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_FRAMES', 'FARTHEST', 'UP_AXES', 'LAYOUTS', 'DEEPMIMIC_TO_WORLD', 'DEEPMIMIC_LEG', 'MOST_JOINTS', 'LIMB_ENDS',
            'BVH_SKELETONS', 'PYBULLET_HELD_OUT', 'PYBULLET_EVERYDAY', 'motion_format', 'read_array_pickle',
-           'load_motion', 'upright_share', 'load_pybullet_clips', 'Clip', 'embedded_clips']
+           'match_names', 'bone_turns', 'load_motion', 'upright_share', 'load_pybullet_clips', 'Clip', 'embedded_clips']
 
 # %% ../../nbs/people/04_motion.ipynb #308d4bee
 import codecs
@@ -763,7 +763,7 @@ BVH_SKELETONS: dict[str, dict[str, str]] = {  # SMPL-X joint -> the source's joi
 }
 
 
-def _numbered(names: list[str], table: dict[str, str]) -> tuple[dict[str, int], list[str]]:
+def match_names(names: list[str], table: dict[str, str]) -> tuple[dict[str, int], list[str]]:
     """The number of each of the table's joints among a file's names, whatever stands before the names, and the
     joints that are missing."""
     numbers: dict[str, int] = {}
@@ -786,7 +786,7 @@ def _numbered(names: list[str], table: dict[str, str]) -> tuple[dict[str, int], 
 
 def _match_skeleton(path: Path, bvh: _Bvh) -> tuple[str, list[int]]:
     "The skeleton's name, and for each of the 22 SMPL-X body joints the index of the source joint."
-    known = {name: _numbered(bvh.names, table) for name, table in BVH_SKELETONS.items()}
+    known = {name: match_names(bvh.names, table) for name, table in BVH_SKELETONS.items()}
     best = min(known, key=lambda name: len(known[name][1]))
     numbers, missing = known[best]
     if missing:
@@ -850,7 +850,7 @@ def _turn_between(start: Tensor, end: Tensor) -> Tensor:
     return axis_angle_to_matrix(axis / axis.norm().clamp(min=1e-12) * angle)
 
 
-def _rest_turns(source: Tensor, ours: Tensor) -> Tensor:
+def bone_turns(source: Tensor, ours: Tensor) -> Tensor:
     "A (22, 3, 3): from our rest bones to the source's, for rest joints (22, 3) of both."
     turns = torch.eye(3).repeat(22, 1, 1)
     for child in LIMB_ENDS:
@@ -932,7 +932,7 @@ def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[
         raise ValueError(f"{path}: {_rest_fault(rest @ world.T)}")
     source, (turns, hips) = rest @ frames[0].T, _bvh_world(bvh, match)
     turns = world @ turns @ standing.transpose(-1, -2) @ frames[0].T
-    pose = _retargeted(turns, _rest_turns(source, _rest_joints(body)[:22]), hips @ world.T, source, body)
+    pose = _retargeted(turns, bone_turns(source, _rest_joints(body)[:22]), hips @ world.T, source, body)
     return pose, _checked_fps(path, "Frame Time (1 / seconds)", 1 / bvh.seconds if bvh.seconds > 0 else 0)
 
 # %% ../../nbs/people/04_motion.ipynb #6457f01e
@@ -972,7 +972,7 @@ def _load_kimodo(path: Path, up_axis: str | None, body: BodyModel | None) -> tup
         source[joint] = source[SMPLX_PARENTS[joint]] + bones[joint - 1]
     if (fault := _rest_fault(source)) is not None:
         raise ValueError(f"{path}: {fault}")
-    rest_turns = torch.eye(3).repeat(22, 1, 1) if joints == 22 else _rest_turns(source, _rest_joints(body)[:22])
+    rest_turns = torch.eye(3).repeat(22, 1, 1) if joints == 22 else bone_turns(source, _rest_joints(body)[:22])
     return _retargeted(world @ turns, rest_turns, places[:, 0] @ world.T, source, body), 30.0
 
 # %% ../../nbs/people/04_motion.ipynb #9831cdd9
