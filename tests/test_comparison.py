@@ -267,3 +267,19 @@ def test_no_unseen_view_is_an_error(world):
     truth, latents = world
     with pytest.raises(ValueError, match="no unseen view"):
         views.evaluate_views(truth.images, latents, truth, FakePredictor(truth.joints), RIG, seen=(0, 1, 2, 3))
+
+
+def test_the_error_of_a_frechet_change_is_in_its_own_unit():
+    "Features twice as large: distances, their change and its error four times as large."
+    reference = np.random.default_rng(5).normal(size=(100, 3, 8))
+    before, after = synthetic(0), synthetic(1, shift=20.0)
+    one = comparison.compare(before, after, reference)["frechet"]
+    two = comparison.compare(replace(before, features=2 * before.features), replace(after, features=2 * after.features), 2 * reference)["frechet"]
+    assert one["se"] > 0 and all(two[name] == pytest.approx(4 * one[name], rel=1e-3) for name in ("before", "change", "se")) and two["z"] == pytest.approx(one["z"], rel=1e-3)
+
+
+def test_forty_lines_are_one_screen_and_one_more_is_not():
+    row = comparison.summarise(synthetic(0))
+    assert len(comparison.format_table({f"row {number}": row for number in range(39)}).splitlines()) == 40
+    with pytest.raises(ValueError, match="41 lines"):
+        comparison.format_table({f"row {number}": row for number in range(40)})
