@@ -98,7 +98,6 @@ def test_known_shifts_are_found_and_help(disagreeing, start, target):
     found = {limit: carve_surface(normals, masks, RIG, start, steps=35, shift_limit=limit) for limit in (0.0, 0.03)}
     assert not bool(found[0.0].shifts.any())
     assert SIZE * (found[0.03].shifts - moves).abs().mean() < 0.25 * SIZE * moves.abs().mean()
-    assert SIZE * found[0.03].shifts[0].abs().max() < 0.01, "the first view stays where it is"
     assert found[0.03].losses[-1] < 0.85 * found[0.0].losses[-1]
     unit = RIG.project(torch.eye(3)) - RIG.project(torch.zeros(3, 3))
     place = torch.linalg.lstsq(unit.transpose(1, 2).flatten(0, 1), SIZE * common.flatten()[:, None]).solution[:, 0]
@@ -111,8 +110,6 @@ def test_a_move_of_the_person_is_no_shift_of_a_view():
     assert torch.allclose(carving._common_move(moves, RIG), moves, atol=1e-4)
     alone = torch.zeros(6, 2).index_fill_(0, torch.tensor([1]), 1.0)
     assert carving._common_move(alone, RIG).norm() < 0.7 * alone.norm()
-    first = torch.zeros(6, 2).index_fill_(0, torch.tensor([0]), 1.0)
-    assert (first - carving._common_move(first, RIG))[0].abs().max() < 1e-3
 
 
 def test_aligned_pictures_lie_on_the_surface(carved, views):

@@ -28,10 +28,10 @@ from .remeshing import SMOOTHING, Surface, begin, collapse, flip, remesh, step, 
 from .texture import check_surface, color_vertices, color_views
 
 # %% auto #0
-__all__ = ['COVERED', 'WEIGHTS', 'FIRST', 'STEPS', 'REST', 'PULL', 'FREE', 'COARSE', 'SOLVE_FROM', 'SOLVE_EVERY', 'RIPPLES',
-           'CELLS', 'CONTRADICTION', 'ROUNDS', 'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SMALL_PICTURE',
-           'SHIFT_LIMIT', 'view_weights', 'without_ripples', 'largest_piece', 'Carved', 'level_set', 'visual_hull',
-           'carve_surface', 'carve']
+__all__ = ['COVERED', 'WEIGHTS', 'STEPS', 'REST', 'PULL', 'FREE', 'COARSE', 'SOLVE_FROM', 'SOLVE_EVERY', 'RIPPLES', 'CELLS',
+           'CONTRADICTION', 'ROUNDS', 'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SMALL_PICTURE', 'SHIFT_LIMIT',
+           'view_weights', 'without_ripples', 'largest_piece', 'Carved', 'level_set', 'visual_hull', 'carve_surface',
+           'carve']
 
 # %% ../../nbs/mesh/06_carving.ipynb #21ce87f7
 COVERED = 0.95  # of a pixel: from here on its normal is read
@@ -70,9 +70,6 @@ def view_weights(rig: ViewRig) -> list[float]:
     return [WEIGHTS[min(WEIGHTS, key=lambda known: apart(known, azimuth))] for azimuth in rig.azimuths]
 
 # %% ../../nbs/mesh/06_carving.ipynb #1487dfe4
-FIRST = 1e3  # weight of the first view's place against another's
-
-
 def _moved(pictures: Tensor, shifts: Tensor) -> Tensor:
     "Pictures (V, C, S, S) read at shifts (V, 2), in shares of their width, beside each pixel."
     centre = (torch.arange(pictures.shape[-1]).to(pictures) + 0.5) * (2 / pictures.shape[-1]) - 1
@@ -105,13 +102,11 @@ class _Shifts:
 
 
 def _common_move(shifts: Tensor, rig: ViewRig) -> Tensor:
-    """That part of shifts (V, 2) which a move of the person makes: the one after which the first view stays where it
-    is, and the others move as little as they can, by least squares."""
+    "That part of shifts (V, 2) which a move of the person makes, by least squares."
     unit = rig.project(torch.cat([torch.zeros(1, 3), torch.eye(3)])).to(shifts)  # (V, 4, 2)
     moves = (unit[:, 1:] - unit[:, :1]).transpose(1, 2).flatten(0, 1)  # (2V, 3)
-    weights = torch.ones_like(shifts).index_fill_(0, torch.zeros(1, dtype=torch.long, device=shifts.device), FIRST)
-    basis, _ = torch.linalg.qr(weights.view(-1, 1) * moves)
-    return (basis @ (basis.T @ (weights * shifts).flatten())).view_as(shifts) / weights
+    basis, _ = torch.linalg.qr(moves)
+    return (basis @ (basis.T @ shifts.flatten())).view_as(shifts)
 
 # %% ../../nbs/mesh/06_carving.ipynb #677de8e0
 STEPS = 50
