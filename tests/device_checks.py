@@ -78,7 +78,7 @@ from drpose.multiview.base_training import (AutoencoderConfig, BaseConfig, Estim
                                             train_pose_estimator)
 from drpose.mesh.remeshing import begin, remesh, step
 from drpose.mesh import body_fit, carving, reconstruction  # noqa: E402
-from drpose.mesh.body_fit import angle_prior, first_guess, fit_joints, refine_fit, rotations_of  # noqa: E402
+from drpose.mesh.body_fit import angle_prior, first_guess, fit_joints, fit_views, refine_fit, rotations_of  # noqa: E402
 from drpose.mesh.soft_rendering import (blend, crossings, mesh_edges, outline_pieces, soft_views,  # noqa: E402
                                         visible)
 from drpose.mesh.skinning import skinned, with_skin  # noqa: E402
@@ -192,15 +192,16 @@ def fitted(device, folder):
     joints = framing.apply(found.joints[:, :23])
     with torch.no_grad():
         views = soft_views(framing.apply(found.vertices), body.faces, rig)
-    kept = body_fit.STEPS, body_fit.VIEW_STEPS
-    body_fit.STEPS, body_fit.VIEW_STEPS = 4, 1
+    kept = body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS
+    body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = 4, 1, 1
     try:
         fit = fit_joints(joints, body, units="frame")
         seen = refine_fit(fit, views, rig, body)
+        matched = fit_views(poses, framing, views, rig, body)
     finally:
-        body_fit.STEPS, body_fit.VIEW_STEPS = kept
+        body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = kept
     guess = first_guess(found.joints[:, :23], torch.ones(2, 23, dtype=torch.bool, device=device), body)
-    return {"guess": guess.axis_angles, "angles": fit.pose.axis_angles, "scale": fit.framing.scale, "residuals": fit.residuals, "noise": fit.noise, "seen": seen.pose.axis_angles, "shape": seen.pose.betas,
+    return {"guess": guess.axis_angles, "angles": fit.pose.axis_angles, "scale": fit.framing.scale, "residuals": fit.residuals, "noise": fit.noise, "seen": seen.pose.axis_angles, "matched": matched.pose.axis_angles, "shape": seen.pose.betas,
             "prior": angle_prior(poses.axis_angles) / 1000, "turns": rotations_of(poses.axis_angles), "lines": torch.tensor(len(fit.report().splitlines()))}  # fmt: skip
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from drpose.mesh import body_fit
-from drpose.mesh.body_fit import FAR, SIZES, BodyFit, first_guess, fit_joints, refine_fit
+from drpose.mesh.body_fit import FAR, SIZES, BodyFit, first_guess, fit_joints, fit_views, refine_fit
 from drpose.mesh.soft_rendering import SoftViews, soft_views
-from drpose.people.bodies import SMPLX_JOINT_NAMES, Body, BodyModel, Pose, axis_angle_to_matrix, load_body
+from drpose.people.bodies import SMPLX_JOINT_NAMES, Body, BodyModel, Pose, axis_angle_to_matrix, load_body, matrix_to_axis_angle
 from drpose.people.pose_sets import draw_set
 from drpose.people.pose_space import limit_violation
 from drpose.pictures.cameras import FOUR_VIEWS, Framing, frame_by_diagonal
@@ -118,6 +118,21 @@ def test_a_fit_that_views_would_spoil_is_left_as_it_was(true, body_model, seen, 
     assert torch.equal(after.pose.axis_angles, before.pose.axis_angles) and torch.equal(after.residuals, before.residuals)
 
 
+def test_views_bring_back_a_pose_that_is_off_at_every_joint(true, body_model, seen):
+    "15 degrees each, and the body is placed by its views alone, wherever the frame's origin is in metres."
+    rig, vertices, views = seen
+    pose = draw_set("hard_test", 50, 3, body_model).poses[:1]
+    turn = torch.nn.functional.normalize(torch.randn(1, 22, 3, generator=torch.Generator().manual_seed(1)), dim=-1) * 0.26
+    rotations = axis_angle_to_matrix(pose.axis_angles)
+    rotations[:, :22] = rotations[:, :22] @ axis_angle_to_matrix(turn)
+    rough = Pose(matrix_to_axis_angle(rotations), pose.betas, pose.transl)
+    framing = frame_by_diagonal(true.vertices)[:1]
+    fit = fit_views(rough, framing, views, rig, body_model)
+    before = (framing.apply(body_model(rough).vertices) - vertices).norm(dim=-1).mean()
+    assert surface_error(fit, vertices, body_model) < 0.2 * before and before > 0.03, "of the frame"
+    assert fit.units == "frame" and bool(fit.joints.isnan().all()) and fit.report() == "body 0: no joints were given"
+
+
 def bad_joints(joints: torch.Tensor) -> dict:
     unknown = torch.full_like(joints, torch.nan)
     midline, infinite = unknown.clone(), joints.clone()
@@ -150,5 +165,6 @@ def test_views_that_cannot_be_compared_are_refused(true, body_model, seen, chang
     rig, _, views = seen
     joints = true.joints[:1, :23]
     fit = BodyFit(Pose.rest(1), Framing(torch.zeros(1, 3), torch.ones(1)), joints, torch.ones(1, 23), torch.zeros(1, 23), torch.ones(1), "frame")
-    with pytest.raises(ValueError, match=message):
-        refine_fit(fit, change(views), rig, body_model)
+    for refused in (lambda: refine_fit(fit, change(views), rig, body_model), lambda: fit_views(fit.pose, fit.framing, change(views), rig, body_model)):
+        with pytest.raises(ValueError, match=message):
+            refused()

@@ -8,18 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ..people.bodies import (SKELETON_JOINTS, SMPLX_JOINT_NAMES, SMPLX_PARENTS, BodyModel, Pose,
                                   axis_angle_to_matrix, matrix_to_axis_angle)
 from ..people.pose_space import BONE_AXIS, CENTRE, JOINT_LIMITS, limit_sample, to_swing_twist
 from ..pictures.cameras import Framing, ViewRig
+from ..pictures.rendering import vertex_normals
 from .soft_rendering import SoftViews, mesh_edges, soft_views
 
 # %% auto #0
-__all__ = ['SPREAD', 'OUTSIDE', 'SIZES', 'STEPS', 'RATE', 'FAR', 'NOISE', 'VIEW_STEPS', 'VIEW_RATE', 'VIEW_WEIGHT',
-           'rotations_of', 'angle_prior', 'first_guess', 'BodyFit', 'fit_joints', 'refine_fit']
+__all__ = ['SPREAD', 'OUTSIDE', 'SIZES', 'STEPS', 'RATE', 'FAR', 'NOISE', 'VIEW_STEPS', 'VIEW_RATE', 'VIEW_WEIGHT', 'MATCH_STEPS',
+           'MATCH_EVERY', 'MATCH_RATE', 'MATCH_WEIGHT', 'MATCH_NORMAL', 'MATCH_FAR', 'BESIDE', 'rotations_of',
+           'angle_prior', 'first_guess', 'BodyFit', 'fit_joints', 'refine_fit', 'fit_views']
 
 # %% ../../nbs/mesh/03_body_fit.ipynb #5853486e
 SPREAD = 0.15  # standard deviation of an angle about its neutral value, as a share of its range
@@ -180,6 +186,9 @@ class BodyFit:
         "One line for each body: mean and largest residual, where that is, and the estimated noise."
         lines = []
         for body, row in enumerate(self.residuals.cpu()):
+            if bool(row.isnan().all()):
+                lines.append(f"body {body}: no joints were given")
+                continue
             worst = int(row.nan_to_num(-1).argmax())
             lines.append(f"body {body}: residual {100 * row.nanmean():.1f} cm on average of "
                          f"{int((~row.isnan()).sum())} joints, {100 * row[worst]:.1f} cm at most "
@@ -287,9 +296,9 @@ VIEW_STEPS, VIEW_RATE = 40, 0.03
 VIEW_WEIGHT = 1e4  # lambda: what a difference of 1 in every pixel would cost
 
 
-def _check_views(fit: BodyFit, views: SoftViews, rig: ViewRig) -> None:
+def _check_views(bodies: int, views: SoftViews, rig: ViewRig) -> None:
     "ValueError with one sentence unless the pictures can be compared."
-    needed = (len(fit.pose), rig.num_views, rig.image_size, rig.image_size)
+    needed = (bodies, rig.num_views, rig.image_size, rig.image_size)
     for name, found in (("normals", views.normals), ("masks", views.masks)):
         shape = needed if name == "masks" else (*needed[:2], 3, *needed[2:])
         if tuple(found.shape) != shape:
@@ -304,6 +313,19 @@ def _check_views(fit: BodyFit, views: SoftViews, rig: ViewRig) -> None:
         raise ValueError(f"masks: found nobody in view {int(empty[0, 1])} of body {int(empty[0, 0])}, needed a person "
                          "in every view; leave that view out of the rig.")
 
+
+def _difference_from(views: SoftViews, free: _Freedom, rig: ViewRig, body_model: BodyModel) -> Callable[[], Tensor]:
+    "How much the bodies, as they stand, differ from their views, (B,)."
+    edges = mesh_edges(body_model.faces)
+
+    def difference() -> Tensor:
+        vertices = free.framing().apply(body_model(free.pose()).vertices)
+        drawn = soft_views(vertices, body_model.faces, rig, edges)
+        normals = (drawn.normals - views.normals).abs().sum(2)
+        return (normals + (drawn.masks - views.masks).abs()).mean((1, 2, 3))
+
+    return difference
+
 # %% ../../nbs/mesh/03_body_fit.ipynb #994f8971
 def refine_fit(
     fit: BodyFit,
@@ -314,15 +336,9 @@ def refine_fit(
     '''The fits, moved until the bodies also look like their views.
 
     ValueError with one sentence for another number of views or bodies, NaN, or a view that shows nobody.'''
-    _check_views(fit, views, rig)
+    _check_views(len(fit.pose), views, rig)
     free = _Freedom(fit.pose, fit.framing.scale, fit.units == "frame")
-    given, edges = fit.joints.nan_to_num(0), mesh_edges(body_model.faces)
-
-    def difference() -> Tensor:  # (B,)
-        vertices = free.framing().apply(body_model(free.pose()).vertices)
-        drawn = soft_views(vertices, body_model.faces, rig, edges)
-        normals = (drawn.normals - views.normals).abs().sum(2)
-        return (normals + (drawn.masks - views.masks).abs()).mean((1, 2, 3))
+    given, difference = fit.joints.nan_to_num(0), _difference_from(views, free, rig, body_model)
 
     def energy() -> Tensor:
         distances = _distances(free.pose(), free.framing(), given, body_model)
@@ -344,3 +360,86 @@ def _chosen(first: Tensor, one: BodyFit, other: BodyFit) -> BodyFit:
                   ("axis_angles", "betas", "transl")))
     framing = Framing(take(one.framing.center, other.framing.center), take(one.framing.scale, other.framing.scale))
     return replace(one, pose=pose, framing=framing, residuals=take(one.residuals, other.residuals))
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #c3da8fe4
+MATCH_STEPS, MATCH_EVERY, MATCH_RATE = 100, 5, 0.05
+MATCH_WEIGHT = 1e4  # what a distance of the frame's width in every pixel would cost
+MATCH_NORMAL = 0.1  # alpha: of the frame's width, as far away as a normal that differs by 1
+MATCH_FAR = 0.03  # d0, of the frame's width
+BESIDE = 0.7  # pixels that a vertex may lie outside of an outline, for nothing
+
+
+@dataclass
+class _Pixels:
+    "K pixels that show somebody, in all pictures of B bodies and V views."
+
+    picture: Tensor  # (K,) number of the body times V, plus number of the view
+    places: Tensor  # (K, 2) shares of the frame's width
+    normals: Tensor  # (K, 3)
+    outside: Tensor  # (B V, 1, S, S) how far each pixel lies from the person, in shares of the frame's width
+
+    def nearest(self, places: Tensor, normals: Tensor, facing: Tensor) -> Tensor:
+        "For each pixel the vertex (K,) nearest in place and normal; of places (B V, N, 2), normals (B, N, 3)."
+        found = torch.empty_like(self.picture)
+        for number, there in enumerate(places):
+            some = facing[number].nonzero().flatten()[::3]
+            looks = normals[number // (len(places) // len(normals)), some]
+            own = self.picture == number
+            tree = cKDTree(torch.cat([there[some], MATCH_NORMAL * looks], 1).cpu().numpy())
+            asked = torch.cat([self.places[own], MATCH_NORMAL * self.normals[own]], 1)
+            found[own] = some[torch.from_numpy(tree.query(asked.cpu().numpy())[1]).to(some.device)]
+        return found
+
+
+def _pixels_of(views: SoftViews) -> _Pixels:
+    size, normals = views.masks.shape[-1], views.normals.flatten(0, 1)
+    picture, row, column = (views.masks.flatten(0, 1) > 0.9).nonzero().unbind(1)
+    outside = np.stack([distance_transform_edt(mask < 0.5) for mask in views.masks.flatten(0, 1).cpu().numpy()])
+    return _Pixels(picture, (torch.stack([column, row], 1) + 0.5) / size,
+                   F.normalize(normals[picture, :, row, column], dim=1),
+                   torch.from_numpy(outside).to(normals)[:, None] / size)
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #451f1304
+def _mismatch_of(pixels: _Pixels, free: _Freedom, rig: ViewRig, body_model: BodyModel) -> Callable[[], Tensor]:
+    "How far the bodies' vertices lie from the pixels that chose them, and outside of their outlines, (B,)."
+    count = torch.bincount(pixels.picture, minlength=len(pixels.outside)).clamp(min=1)
+    chosen, calls = pixels.picture, iter(range(MATCH_STEPS))
+
+    def mismatch() -> Tensor:
+        nonlocal chosen
+        vertices = free.framing().apply(body_model(free.pose()).vertices)
+        places = (rig.project(vertices) / rig.image_size).flatten(0, 1)  # (B V, N, 2)
+        if next(calls) % MATCH_EVERY == 0:
+            with torch.no_grad():
+                normals = vertex_normals(vertices, body_model.faces)
+                facing = (rig.toward(normals) @ normals.mT).flatten(0, 1) > 0
+                chosen = pixels.nearest(places, normals, facing)
+        apart = ((places[pixels.picture, chosen] - pixels.places).square().sum(1) + 1e-6).sqrt()
+        apart = torch.maximum(apart, apart.square() / MATCH_FAR)
+        apart = apart.new_zeros(len(count)).index_add(0, pixels.picture, apart) / count
+        beside = F.grid_sample(pixels.outside, (2 * places - 1)[:, None], align_corners=False, padding_mode="border")
+        beside = (beside - BESIDE / rig.image_size).clamp(min=0).mean((1, 2, 3))
+        return (apart + beside).view(-1, rig.num_views).mean(1)
+
+    return mismatch
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #ed1f3cc6
+def fit_views(
+    pose: Pose,  # B poses that are roughly right, in metres
+    framing: Framing,  # of these poses, into the frame of the views
+    views: SoftViews,  # as in `refine_fit`
+    rig: ViewRig,
+    body_model: BodyModel,
+) -> BodyFit:
+    """The bodies that look like their views, from poses that are some fifteen degrees off at each joint.
+
+    The fit's frame is the views', with its origin in their middle; its joints are NaN. Errors as in `refine_fit`."""
+    _check_views(len(pose), views, rig)
+    free = _Freedom(Pose(pose.axis_angles, pose.betas, pose.transl - framing.center), framing.scale.clone(), True)
+    mismatch = _mismatch_of(_pixels_of(views), free, rig, body_model)
+    free.descend(lambda: MATCH_WEIGHT * mismatch() + free.prior(), MATCH_STEPS, MATCH_RATE)
+    difference = _difference_from(views, free, rig, body_model)
+    free.descend(lambda: VIEW_WEIGHT * difference() + free.prior(), 2 * VIEW_STEPS, VIEW_RATE)
+    unknown = pose.transl.new_full((len(pose), _JOINTS, 3), torch.nan)
+    return _finished(free, unknown, torch.zeros_like(unknown[..., 0]),
+                     torch.full_like(framing.scale, torch.nan), "frame", body_model)
