@@ -609,7 +609,7 @@ def measures(device, folder):
     constant = metrics_of_joints(a[0], b, torch.full((3,), 0.5, device=device), TINY_RIG)
     return {
         **metrics.axis_errors(a, b, torch.full((3,), 0.5, device=device)), "mpjpe": metrics.millimetres(metrics.mpjpe(a, b), torch.full((3,), 0.5, device=device)), "pa": metrics.pa_mpjpe(a, b), "pixels": errors, "swapped": metrics.swap_forgiven_pixels(p, q), "pck": metrics.pck(errors, 64), "psnr": metrics.psnr(x, y),
-        "ssim": metrics.ssim(x, y), "sharpness": metrics.sharpness(x, y), "iou": metrics.silhouette_iou(mask, masks_from_normals(y)), "normals": metrics.normal_degrees(x, y, torch.ones_like(mask)), "constant": torch.from_numpy(constant.mpjpe_mm), **body_errors(Body(a, a, torch.zeros(1, 3, dtype=torch.int64)), Body(b, b, torch.zeros(1, 3, dtype=torch.int64))),
+        "ssim": metrics.ssim(x, y), "sharpness": metrics.sharpness(x, y), "iou": metrics.silhouette_iou(mask, masks_from_normals(y)), "area": metrics.area_ratio(mask, masks_from_normals(y)), "inside": metrics.psnr_inside(x, y, mask), "normals": metrics.normal_degrees(x, y, torch.ones_like(mask)), "constant": torch.from_numpy(constant.mpjpe_mm), **body_errors(Body(a, a, torch.zeros(1, 3, dtype=torch.int64)), Body(b, b, torch.zeros(1, 3, dtype=torch.int64))),
         "correlation": torch.tensor(rank_correlation(a[:, 0, 0], b[:, 0, 0])), "drift": drift(torch.rand(2, 2, 4, 4, 8, 8, generator=seeds(7)).to(device), torch.rand(2, 2, 4, 4, 8, 8, generator=seeds(8)).to(device)),
     }  # fmt: skip
 
