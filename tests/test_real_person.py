@@ -224,3 +224,12 @@ def test_a_real_photo_becomes_a_textured_person_with_a_skin(tmp_path):
     (mesh,) = trimesh.load_scene(path).geometry.values()
     assert mesh.visual.material.baseColorTexture.size == (1024, 1024) and len(mesh.faces) > 2000
     assert b'"skins"' in path.read_bytes() and made.person.fit is not None
+
+
+def test_a_wheel_cannot_write_beside_the_folder(drawn, tmp_path):
+    wheel = packed(Path(drawn[0].videos[0]).parent.parent, tmp_path / "leading_out.whl")
+    with zipfile.ZipFile(wheel, "a") as more:
+        more.writestr("Pose2Sim/Demo_SinglePerson/../stray.mp4", b"not a video")
+        more.writestr("Pose2Sim/Demo_SinglePerson/videos/deeper/stray.mp4", b"not a video")
+    footage = open_footage(wheel, tmp_path / "inside")
+    assert len(footage.videos) == len(footage.cameras) and not list(tmp_path.rglob("stray.mp4"))

@@ -189,11 +189,11 @@ def measure_draws(
     num_inference_steps: int = 10,
     rig: ViewRig = TINY_RIG,
 ) -> dict[str, float]:
-    """How much the noise decides, as the evaluation predictor reads it, in millimetres about the pelvis: `depth_mm`,
-    the
-    mean over all draws; `coverage_mm`, that of each photo's best draw, which is what choosing could reach; `spread_mm`,
-    the standard deviation of a joint's depth between draws; `depth_of_flat`, that of a figure without depth.
-    ValueError for fewer than two draws."""
+    """How much the noise decides, as the evaluation predictor reads it, in millimetres about the pelvis.
+
+    `depth_mm`: the depth error, mean over all draws; `coverage_mm`: of each photo's best draw, which is what choosing
+    could reach; `depth_of_flat`: of a figure without depth; `spread_mm`: the standard deviation of a joint's depth
+    between draws. ValueError for fewer than two draws."""
     if draws < 2:
         raise ValueError(f"measure_draws was asked for {draws} draws, needed at least 2")
     true, millimetre = benchmark.truth.joints, 1000 / benchmark.truth.scale[:, None]

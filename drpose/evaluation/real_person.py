@@ -8,6 +8,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
-from ..ground.files import read_text, reading
+from ..ground.files import read_text, reading, write_atomic
 from ..people.bodies import Body, BodyModel
 from ..people.clips import embedded_clips
 from ..people.pose_sets import draw_set
@@ -135,6 +136,7 @@ def open_footage(place: str | Path, folder: str | Path) -> Footage:
 
 
 _DEMO = "Pose2Sim/Demo_SinglePerson"
+_PARTS = (f"{_DEMO}/calibration", f"{_DEMO}/videos")  # a name elsewhere could lead out of the folder
 
 
 def _unpacked(wheel: Path, folder: Path) -> Path:
@@ -142,12 +144,11 @@ def _unpacked(wheel: Path, folder: Path) -> Path:
     with reading(wheel, "pose2sim's wheel"):
         try:
             with zipfile.ZipFile(wheel) as packed:
-                names = [name for name in packed.namelist() if name.startswith(_DEMO + "/")
+                names = [name for name in packed.namelist() if name.rpartition("/")[0] in _PARTS
                          and name.endswith((".qca.txt", ".mp4"))]
                 for name in names:
-                    target = folder / name.split("/")[-2] / name.split("/")[-1]
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(packed.read(name))
+                    content = packed.read(name)
+                    write_atomic(folder.joinpath(*name.split("/")[-2:]), partial(Path.write_bytes, data=content))
         except zipfile.BadZipFile:
             raise ValueError(f"{wheel}: is no wheel, needed pose2sim's") from None
     if not names:

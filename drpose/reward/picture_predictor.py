@@ -143,7 +143,7 @@ def spoilt(pictures: Tensor, noise: float, generator: torch.Generator) -> Tensor
     flat, shape = pictures.flatten(0, 3)[:, None], (len(pictures), 1, 1, 1, 1, 1)
     factor = 2 ** int(torch.randint(1, 3, (), generator=generator))
     coarse = F.interpolate(F.avg_pool2d(flat, factor), scale_factor=factor, mode="bilinear").view_as(pictures)
-    some, much = (torch.rand(2, 3, *shape, generator=generator))
+    some, much = torch.rand(2, 3, *shape, generator=generator)
     pictures = torch.lerp(pictures, coarse, (some[0] < 0.5) * much[0])
     pictures = torch.lerp(pictures, pictures[..., :1, :1], (some[1] < 0.3) * 0.6 * much[1])
     grain = torch.randn(pictures.shape, generator=generator)
@@ -176,14 +176,14 @@ class PictureLoss(nn.Module):
                 chosen = torch.randint(len(source.joints), (count,), generator=generator)
                 pictures.append(source.images[chosen].float() / 255)
                 joints.append(source.joints[chosen])
-        spoiled = spoilt(torch.cat(pictures), config.noise, generator)
+        shown = spoilt(torch.cat(pictures), config.noise, generator)
         shift = torch.randint(-2, 3, (2,), generator=generator)
         target = skeleton_maps(torch.cat(joints), self.rig, config.sigma)
         # whole cells, the same for all, teach position without new renders
-        spoiled = torch.roll(spoiled, (shift * self.predictor.config.pixels_per_cell).tolist(), (-2, -1))
+        shown = torch.roll(shown, (shift * self.predictor.config.pixels_per_cell).tolist(), (-2, -1))
         target = torch.roll(target, shift.tolist(), (-2, -1))
         device = self.predictor.device
-        seen = Reading(spoiled, self.predictor(spoiled.to(device), self.rig).float(), torch.cat(joints).to(device),
+        seen = Reading(shown, self.predictor(shown.to(device), self.rig).float(), torch.cat(joints).to(device),
                        self.rig, config.sigma)
         seen.target = target.to(device)
         parts = {term: TERMS[term](seen).mean() for term in self.weights}
