@@ -106,6 +106,17 @@ def test_views_mend_what_noisy_joints_left(true, body_model, seen):
     assert surface_error(after, vertices, body_model) < 0.8 * surface_error(before, vertices, body_model)
 
 
+def test_matching_reaches_limbs_that_lie_beside_their_pictures(true, body_model, seen, monkeypatch):
+    "Joints with 5 cm of noise: limbs beside the pictures of themselves, which pixel by pixel say nothing."
+    rig, vertices, views = seen
+    framing = frame_by_diagonal(true.vertices)[:1]
+    noise = 0.05 * torch.randn(1, 23, 3, generator=torch.Generator().manual_seed(0))
+    fit = fit_joints(framing.apply(true.joints[:1, :23] + noise), body_model, units="frame")
+    matched = surface_error(refine_fit(fit, views, rig, body_model), vertices, body_model)
+    monkeypatch.setattr(body_fit, "MATCH_WEIGHT", 0.0)
+    assert matched < 0.85 * surface_error(refine_fit(fit, views, rig, body_model), vertices, body_model)
+
+
 def test_a_fit_that_views_would_spoil_is_left_as_it_was(true, body_model, seen, monkeypatch):
     "Views of a person who stands elsewhere, and far too heavy, pull the joints off by more than their noise."
     rig, vertices, _ = seen

@@ -24,8 +24,8 @@ from .soft_rendering import SoftViews, mesh_edges, soft_views
 
 # %% auto #0
 __all__ = ['SPREAD', 'OUTSIDE', 'SIZES', 'STEPS', 'RATE', 'FAR', 'NOISE', 'VIEW_STEPS', 'VIEW_RATE', 'VIEW_WEIGHT', 'MATCH_STEPS',
-           'MATCH_EVERY', 'MATCH_RATE', 'MATCH_WEIGHT', 'MATCH_NORMAL', 'MATCH_FAR', 'BESIDE', 'rotations_of',
-           'angle_prior', 'first_guess', 'BodyFit', 'fit_joints', 'refine_fit', 'fit_views']
+           'MATCH_EVERY', 'MATCH_RATE', 'MATCH_WEIGHT', 'MATCH_NORMAL', 'MATCH_FAR', 'BESIDE', 'FOLLOWED',
+           'rotations_of', 'angle_prior', 'first_guess', 'BodyFit', 'fit_joints', 'refine_fit', 'fit_views']
 
 # %% ../../nbs/mesh/03_body_fit.ipynb #5853486e
 SPREAD = 0.15  # standard deviation of an angle about its neutral value, as a share of its range
@@ -326,41 +326,6 @@ def _difference_from(views: SoftViews, free: _Freedom, rig: ViewRig, body_model:
 
     return difference
 
-# %% ../../nbs/mesh/03_body_fit.ipynb #994f8971
-def refine_fit(
-    fit: BodyFit,
-    views: SoftViews,  # normals (B, V, 3, S, S) as vectors in the front camera's frame, masks (B, V, S, S)
-    rig: ViewRig,  # of these views, with their image_size; the fit's units are its units
-    body_model: BodyModel,
-) -> BodyFit:
-    '''The fits, moved until the bodies also look like their views.
-
-    ValueError with one sentence for another number of views or bodies, NaN, or a view that shows nobody.'''
-    _check_views(len(fit.pose), views, rig)
-    free = _Freedom(fit.pose, fit.framing.scale, fit.units == "frame")
-    given, difference = fit.joints.nan_to_num(0), _difference_from(views, free, rig, body_model)
-
-    def energy() -> Tensor:
-        distances = _distances(free.pose(), free.framing(), given, body_model)
-        return VIEW_WEIGHT * difference() + _misfit(distances, fit.weights, fit.noise) + free.prior()
-
-    with torch.no_grad():
-        before = difference()
-    free.descend(energy, VIEW_STEPS, VIEW_RATE)
-    found = _finished(free, fit.joints, fit.weights, fit.noise, fit.units, body_model)
-    with torch.no_grad():
-        better = (difference() < before) & (found.residuals.nanmean(1) < fit.residuals.nanmean(1) + fit.noise)
-    return _chosen(better, found, fit)
-
-
-def _chosen(first: Tensor, one: BodyFit, other: BodyFit) -> BodyFit:
-    "Body by body the one fit where `first` (B,) says so, and the other one elsewhere."
-    take = lambda a, b: torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
-    pose = Pose(*(take(getattr(one.pose, name), getattr(other.pose, name)) for name in
-                  ("axis_angles", "betas", "transl")))
-    framing = Framing(take(one.framing.center, other.framing.center), take(one.framing.scale, other.framing.scale))
-    return replace(one, pose=pose, framing=framing, residuals=take(one.residuals, other.residuals))
-
 # %% ../../nbs/mesh/03_body_fit.ipynb #c3da8fe4
 MATCH_STEPS, MATCH_EVERY, MATCH_RATE = 100, 5, 0.05
 MATCH_WEIGHT = 1e4  # what a distance of the frame's width in every pixel would cost
@@ -423,6 +388,53 @@ def _mismatch_of(pixels: _Pixels, free: _Freedom, rig: ViewRig, body_model: Body
 
     return mismatch
 
+# %% ../../nbs/mesh/03_body_fit.ipynb #29ba8c7a
+def _toward_views(fit: BodyFit, views: SoftViews, rig: ViewRig, body_model: BodyModel,
+                  view_steps: int) -> tuple[BodyFit, Tensor]:
+    "The fits after matching and comparing, joints kept in the sum, and which (B,) look more like their views now."
+    free = _Freedom(fit.pose, fit.framing.scale.clone(), fit.units == "frame")
+    given, difference = fit.joints.nan_to_num(0), _difference_from(views, free, rig, body_model)
+    mismatch = _mismatch_of(_pixels_of(views), free, rig, body_model)
+
+    def known() -> Tensor:
+        distances = _distances(free.pose(), free.framing(), given, body_model)
+        return _misfit(distances, fit.weights, fit.noise) + free.prior()
+
+    with torch.no_grad():
+        before = difference()
+    free.descend(lambda: MATCH_WEIGHT * mismatch() + known(), MATCH_STEPS, MATCH_RATE)
+    free.descend(lambda: VIEW_WEIGHT * difference() + known(), view_steps, VIEW_RATE)
+    found = _finished(free, fit.joints, fit.weights, fit.noise, fit.units, body_model)
+    with torch.no_grad():
+        return found, difference() < before
+
+# %% ../../nbs/mesh/03_body_fit.ipynb #994f8971
+FOLLOWED = 2.0  # times the joints' noise: how much farther from them, on average, views may lead a body
+
+
+def refine_fit(
+    fit: BodyFit,
+    views: SoftViews,  # normals (B, V, 3, S, S) as vectors in the front camera's frame, masks (B, V, S, S)
+    rig: ViewRig,  # of these views, with their image_size; the fit's units are its units
+    body_model: BodyModel,
+) -> BodyFit:
+    '''The fits, moved until the bodies also look like their views.
+
+    ValueError with one sentence for another number of views or bodies, NaN, or a view that shows nobody.'''
+    _check_views(len(fit.pose), views, rig)
+    found, alike = _toward_views(fit, views, rig, body_model, VIEW_STEPS)
+    near = found.residuals.nanmean(1) < fit.residuals.nanmean(1) + FOLLOWED * fit.noise
+    return _chosen(alike & near, found, fit)
+
+
+def _chosen(first: Tensor, one: BodyFit, other: BodyFit) -> BodyFit:
+    "Body by body the one fit where `first` (B,) says so, and the other one elsewhere."
+    take = lambda a, b: torch.where(first.view(-1, *[1] * (a.ndim - 1)), a, b)  # noqa: E731
+    pose = Pose(*(take(getattr(one.pose, name), getattr(other.pose, name)) for name in
+                  ("axis_angles", "betas", "transl")))
+    framing = Framing(take(one.framing.center, other.framing.center), take(one.framing.scale, other.framing.scale))
+    return replace(one, pose=pose, framing=framing, residuals=take(one.residuals, other.residuals))
+
 # %% ../../nbs/mesh/03_body_fit.ipynb #ed1f3cc6
 def fit_views(
     pose: Pose,  # B poses that are roughly right, in metres
@@ -435,11 +447,9 @@ def fit_views(
 
     The fit's frame is the views', with its origin in their middle; its joints are NaN. Errors as in `refine_fit`."""
     _check_views(len(pose), views, rig)
-    free = _Freedom(Pose(pose.axis_angles, pose.betas, pose.transl - framing.center), framing.scale.clone(), True)
-    mismatch = _mismatch_of(_pixels_of(views), free, rig, body_model)
-    free.descend(lambda: MATCH_WEIGHT * mismatch() + free.prior(), MATCH_STEPS, MATCH_RATE)
-    difference = _difference_from(views, free, rig, body_model)
-    free.descend(lambda: VIEW_WEIGHT * difference() + free.prior(), 2 * VIEW_STEPS, VIEW_RATE)
     unknown = pose.transl.new_full((len(pose), _JOINTS, 3), torch.nan)
-    return _finished(free, unknown, torch.zeros_like(unknown[..., 0]),
-                     torch.full_like(framing.scale, torch.nan), "frame", body_model)
+    start = BodyFit(Pose(pose.axis_angles, pose.betas, pose.transl - framing.center),
+                    Framing(torch.zeros_like(framing.center), framing.scale), unknown,
+                    torch.zeros_like(unknown[..., 0]), unknown[..., 0], torch.ones_like(framing.scale), "frame")
+    found, _ = _toward_views(start, views, rig, body_model, 2 * VIEW_STEPS)
+    return replace(found, noise=torch.full_like(framing.scale, torch.nan))
