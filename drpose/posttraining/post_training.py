@@ -163,7 +163,7 @@ class PairConditions:
 
 OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell and side, then averaged
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #e5b16bd1
 def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig, cells: int) -> Tensor:
     "Share of each latent cell that the naked body covers, (B, V, cells, cells), on the body model's device."
     device = place_of(body_model)
@@ -171,7 +171,7 @@ def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig
                       rig.resized(OUTLINE_FACTOR * cells))
     return F.avg_pool2d((drawn.pix_to_face >= 0).float(), OUTLINE_FACTOR)
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #42c57200
 def fit_foreground(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RIG, people: int = 32,
                    seed: int = 0) -> ForegroundMap:
     "What tells body from background in a latent, learnt from rendered everyday people."
@@ -245,7 +245,7 @@ def _start_from(unet: MultiViewUNet, config: PostTrainConfig, folder: Path) -> N
                              f"lora_{'rank' if name == 'r' else 'alpha'} = {wanted}; a run that starts from an "
                              "adapter goes on with its size")
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #2629dc51
 def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens: int = 1,
                     start_from: str | Path | None = None) -> MultiViewUNet | None:
     """Make `unet` trainable as configured: a LoRA, zero-initialised or the one in the folder `start_from` (returns
@@ -434,7 +434,7 @@ def _save_trained(unet: MultiViewUNet, folder: Path, config: PostTrainConfig) ->
     shutil.rmtree(folder / "unet", ignore_errors=True)
     (folder / ".unet.partial").rename(folder / "unet")
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #8e1423b7
 def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet | None, loop: LoopResult,
              folder: Path) -> PostTrainResult:
     """What a run that ended in `folder` hands on: `unet` carries what was learnt; `base` is its start, None where
@@ -445,7 +445,7 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
     return PostTrainResult(unet, HandOver(merged(unet), without_adapters(unet), config.base_below), loop,
                            folder / "lora")
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #05b620ab
 def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
     """Who draws after a run that left its `config.json` and `lora/` (or `unet/`) in `folder`, on top of the base
     `unet`, which stays as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
@@ -462,7 +462,7 @@ def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
     load_lora(tuned, folder / "lora")
     return HandOver(merged(tuned), unet, config.base_below)
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #4e24c289
 def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor,
               data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
               on_step: Callable[[int], None] | None = None, foreground: ForegroundMap | None = None,
