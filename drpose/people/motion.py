@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_FRAMES', 'FARTHEST', 'UP_AXES', 'LAYOUTS', 'DEEPMIMIC_TO_WORLD', 'DEEPMIMIC_LEG', 'MOST_JOINTS', 'LIMB_ENDS',
            'BVH_SKELETONS', 'PYBULLET_HELD_OUT', 'PYBULLET_EVERYDAY', 'motion_format', 'read_array_pickle',
-           'match_names', 'bone_turns', 'load_motion', 'upright_share', 'load_pybullet_clips', 'Clip', 'embedded_clips']
+           'upright_share', 'match_names', 'bone_turns', 'load_motion', 'load_pybullet_clips', 'Clip', 'embedded_clips']
 
 # %% ../../nbs/people/04_motion.ipynb #308d4bee
 import codecs
@@ -60,6 +60,13 @@ def motion_format(
                          "Capture) and read that")
     raise ValueError(f"{path}: begins with {head[:8]!r}, needed an npz (AMASS), npy (Motion-X), pickle (AIST++), BVH "
                      "or DeepMimic JSON file")
+
+
+def _json_format(path: Path) -> str:
+    "Whether JSON is what `_json_arrays` reads, or a DeepMimic motion."
+    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**27)
+    arrays = "annotations" in content or set(LAYOUTS["smplx's names"].tells) <= set(content)
+    return "annotations" if arrays else "deepmimic"
 
 # %% ../../nbs/people/04_motion.ipynb #d13ad0e9
 class _ArrayParts:
@@ -342,6 +349,27 @@ def _to_world(pose: Pose, up_axis: str, body: BodyModel | None) -> Pose:
         return pose
     return pose.rotated(UP_AXES[up_axis], pelvis=(body or _default_body()).rest_joints(pose.betas)[:, 0])
 
+
+def _upward(pose: Pose) -> Tensor:
+    "The pelvis' own up axis along world up, (B,) in [-1, 1]."
+    return axis_angle_to_matrix(pose.axis_angles[:, 0])[:, 1, 1]
+
+
+def _look_at_axes(path: Path, pose: Pose) -> None:
+    "Warn where a clip looks as if another axis were up."
+    upside_down, upright = (_upward(pose) < -0.5).float().mean().item(), upright_share(pose)
+    if upside_down > 0.5 or upright < 0.02:
+        found = (f"{upside_down:.0%} of the frames are upside down" if upside_down > 0.5
+                 else "next to no frame is upright")
+        warnings.warn(f"{path}: {found}; if this is not what the person does, say up_axis= "
+                      f"({', '.join(map(repr, UP_AXES))})", stacklevel=3)
+
+
+def upright_share(pose: Pose) -> float:
+    """Share in [0, 1] of frames whose pelvis points within 60 degrees of world up: a look at the axes, not a
+    judgement (acrobatics score low rightly)."""
+    return (_upward(pose) > 0.5).float().mean().item()
+
 # %% ../../nbs/people/04_motion.ipynb #4cbf52ea
 @dataclass(frozen=True)
 class _Layout:
@@ -542,13 +570,6 @@ def _json_people(path: Path, annotations: list) -> list[list[dict]]:
     return [pictures[picture] for picture in sorted(pictures)]
 
 
-def _json_format(path: Path) -> str:
-    "Whether JSON is what `_json_arrays` reads, or a DeepMimic motion."
-    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**27)
-    arrays = "annotations" in content or set(LAYOUTS["smplx's names"].tells) <= set(content)
-    return "annotations" if arrays else "deepmimic"
-
-
 def _json_arrays(path: Path, person: int) -> tuple[str, _Layout, dict]:
     "Fields of JSON that is no DeepMimic motion: Motion-X's annotations, or smplx's names at the top."
     content, layout = read_json(path, "a motion", kind=dict, most=2**27), LAYOUTS["smplx's names"]
@@ -739,9 +760,8 @@ def _bvh_rows(path: Path, lines: list[str], needed: int) -> np.ndarray:
         try:
             values[number] = words
         except ValueError as error:
-            raise ValueError(
-                f"{path}: frame {number} holds something that is not a number ({str(error)[:80]})"
-            ) from None
+            raise ValueError(f"{path}: frame {number} holds something that is not a number "
+                             f"({str(error)[:80]})") from None
     _checked(path, "frames", values, f"(frames, {needed})")
     return values
 
@@ -859,21 +879,6 @@ def bone_turns(source: Tensor, ours: Tensor) -> Tensor:
         # kept by toes and hands, replaced by longer limbs' next bone
         turns[child] = turns[joint]
     return turns
-def _retargeted(
-    turns: Tensor,            # (T, 22, 3, 3) G: the source's world rotations, from its standing rest pose
-    rest_turns: Tensor,       # (22, 3, 3) A: from our rest bones to the source's
-    hips: Tensor,             # (T, 3) where the source's pelvis joint is, its units
-    source: Tensor,           # (22, 3) its rest joints, its units
-    body: BodyModel | None,   # None = the embedded body
-) -> Pose:
-    "Poses of our body whose bones point where the source's do."
-    joined = turns @ rest_turns                                              # Q (T, 22, 3, 3)
-    parents = list(SMPLX_PARENTS[1:22])
-    local = torch.cat([joined[:, :1], joined[:, parents].transpose(-1, -2) @ joined[:, 1:]], dim=1)
-    angles = torch.cat([matrix_to_axis_angle(local), torch.zeros(len(local), 33, 3)], dim=1)
-    leg = float((source[4] - source[1]).norm() + (source[7] - source[4]).norm())
-    hips = hips + turns[:, 0] @ ((source[1] + source[2]) / 2 - source[0])
-    return Pose(angles, torch.zeros(len(local), 10), _place_hips(hips, joined[:, 0], leg, body))
 
 # %% ../../nbs/people/04_motion.ipynb #41f6af5b
 _SOMA_AXES = {  # a joint's own x, y and z in the T-pose, in the columns
@@ -908,6 +913,23 @@ def _stood_up(rest: Tensor, turns: Tensor) -> Tensor:
     return torch.stack(places)
 
 # %% ../../nbs/people/04_motion.ipynb #f087abab
+def _retargeted(
+    turns: Tensor,            # (T, 22, 3, 3) G: the source's world rotations, from its standing rest pose
+    rest_turns: Tensor,       # (22, 3, 3) A: from our rest bones to the source's
+    hips: Tensor,             # (T, 3) where the source's pelvis joint is, its units
+    source: Tensor,           # (22, 3) its rest joints, its units
+    body: BodyModel | None,   # None = the embedded body
+) -> Pose:
+    "Poses of our body whose bones point where the source's do."
+    joined = turns @ rest_turns                                              # Q (T, 22, 3, 3)
+    parents = list(SMPLX_PARENTS[1:22])
+    local = torch.cat([joined[:, :1], joined[:, parents].transpose(-1, -2) @ joined[:, 1:]], dim=1)
+    angles = torch.cat([matrix_to_axis_angle(local), torch.zeros(len(local), 33, 3)], dim=1)
+    leg = float((source[4] - source[1]).norm() + (source[7] - source[4]).norm())
+    hips = hips + turns[:, 0] @ ((source[1] + source[2]) / 2 - source[0])
+    return Pose(angles, torch.zeros(len(local), 10), _place_hips(hips, joined[:, 0], leg, body))
+
+
 def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[Pose, float]:
     "BVH with a CMU, Mixamo or SOMA skeleton, retargeted to SMPL-X."
     bvh = _read_bvh(path)
@@ -1015,27 +1037,6 @@ def load_motion(
     if up_axis is None and name != "deepmimic":
         _look_at_axes(path, pose)
     return Clip(poses=pose, fps=rate if given is None else given, name=path.stem)
-
-
-def _upward(pose: Pose) -> Tensor:
-    "The pelvis' own up axis along world up, (B,) in [-1, 1]."
-    return axis_angle_to_matrix(pose.axis_angles[:, 0])[:, 1, 1]
-
-
-def _look_at_axes(path: Path, pose: Pose) -> None:
-    "Warn where a clip looks as if another axis were up."
-    upside_down, upright = (_upward(pose) < -0.5).float().mean().item(), upright_share(pose)
-    if upside_down > 0.5 or upright < 0.02:
-        found = (f"{upside_down:.0%} of the frames are upside down" if upside_down > 0.5
-                 else "next to no frame is upright")
-        warnings.warn(f"{path}: {found}; if this is not what the person does, say up_axis= "
-                      f"({', '.join(map(repr, UP_AXES))})", stacklevel=3)
-
-
-def upright_share(pose: Pose) -> float:
-    """Share in [0, 1] of frames whose pelvis points within 60 degrees of world up: a look at the axes, not a
-    judgement (acrobatics score low rightly)."""
-    return (_upward(pose) > 0.5).float().mean().item()
 
 # %% ../../nbs/people/04_motion.ipynb #3c179a11
 PYBULLET_HELD_OUT = ("dance_b", "getup_faceup", "roll", "spin", "spinkick")  # for evaluation only
