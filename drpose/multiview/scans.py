@@ -22,8 +22,9 @@ from torch import Tensor
 from ..ground.seeding import seeded_generator
 from ..ground.files import npz_fields, read_json, read_npz, read_picture, read_tensors, write_atomic, write_json
 from ..ground.provenance import alone, digest_of, same_inputs
+from ..ground.pickles import read_array_pickle
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
-from ..people.motion import FARTHEST, read_array_pickle
+from ..people.motion import FARTHEST
 from ..people.pose_sets import draw_set
 from ..pictures.cameras import ViewRig, frame_by_diagonal, view_axes
 from ..pictures.rendering import find_hits, interpolate, paint, pool_hits
