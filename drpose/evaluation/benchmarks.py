@@ -59,7 +59,7 @@ class Benchmark:
         "The first photos, (count, 3, H, W)."
         return self.truth.images[:count, 1, 0] if self.photos is None else self.photos[:count]
 
-
+# %% ../../nbs/evaluation/04_benchmarks.ipynb #d17ffe5d
 def load_benchmark(
     name: str,                                # "everyday" or "hard"
     vae,                                      # the autoencoder whose latents the models use
@@ -211,7 +211,7 @@ def measure_draws(
     return {"draws": draws, "people": len(benchmark)} | {name: rounded(value.mean().item())
                                                          for name, value in means.items()}
 
-
+# %% ../../nbs/evaluation/04_benchmarks.ipynb #66b1b86d
 @torch.no_grad()
 def predictor_errors(eval_predictor: EvaluationPredictor, benchmark: Benchmark,
                      rig: ViewRig = TINY_RIG) -> dict[str, float]:

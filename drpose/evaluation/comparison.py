@@ -238,7 +238,7 @@ def effect_figure(
     plt.close(figure)
     return figure
 
-
+# %% ../../nbs/evaluation/03_comparison.ipynb #4e7f0716
 def _draw_pair(axis, x: float, name: str, benchmark: Mapping) -> None:
     "Before and after at x with their intervals: bars, or dots for a metric without a meaningful zero."
     for offset, moment, color in ((-0.2, "before", "#aaaaaa"), (0.2, "after", "#2a9d5c")):

@@ -13,7 +13,7 @@ import numpy as np
 import trimesh
 
 from ..ground.files import read_text
-from ..people.motion import read_array_pickle
+from ..ground.pickles import read_array_pickle
 from ..pictures.mesh_files import MESH_FORMATS
 from ..multiview.scans import FIT_FORMATS, read_fit, scan_names
 from .mesh_metrics import check_person, read_person

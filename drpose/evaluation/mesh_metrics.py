@@ -142,7 +142,7 @@ def _distances(points: np.ndarray, surface: PreparedMesh, which: np.ndarray, fac
              for k in range(0, len(which), AT_ONCE)]
     return np.sqrt(np.concatenate(parts)) if parts else np.zeros(0)
 
-
+# %% ../../nbs/evaluation/06_mesh_metrics.ipynb #40fcf9ea
 def nearest_on_surface(points: np.ndarray, surface: PreparedMesh) -> Nearest:
     """Exact distance of points (N, 3) to a surface, in its unit, with the nearest face and point; float64, on as many
     threads as torch."""
@@ -158,7 +158,7 @@ def nearest_on_surface(points: np.ndarray, surface: PreparedMesh) -> Nearest:
     _, x, y = _nearest_in(points, flat)
     return Nearest(best, face, flat[:, :3] + x[:, None] * flat[:, 3:6] + y[:, None] * flat[:, 6:9])
 
-
+# %% ../../nbs/evaluation/06_mesh_metrics.ipynb #cd86df51
 def _search(points: np.ndarray, surface: PreparedMesh, some: np.ndarray, best: np.ndarray, face: np.ndarray) -> None:
     "Lowers `best` and sets `face` of the points `some` (n,) where a triangle is nearer; touches no other points."
     if not len(some):
@@ -239,7 +239,7 @@ def why_no_volume(mesh: trimesh.Trimesh) -> str | None:
             return reason.format(f"{int(wrong.sum()):,}")
     return None
 
-
+# %% ../../nbs/evaluation/06_mesh_metrics.ipynb #b05300cd
 def _column_crossings(mesh: trimesh.Trimesh, low: np.ndarray, pitch: float, columns: int) -> tuple[np.ndarray, ...]:
     "Number of the column, height, and sign of all places where the grid's lines pass through a face."
     places = torch.from_numpy((np.asarray(mesh.vertices, np.float64) - low) / pitch)
@@ -251,7 +251,7 @@ def _column_crossings(mesh: trimesh.Trimesh, low: np.ndarray, pitch: float, colu
     owner, column, height = (torch.cat(part) for part in zip(*parts))
     return column.numpy(), height.numpy(), table[10, owner].numpy()
 
-
+# %% ../../nbs/evaluation/06_mesh_metrics.ipynb #e8038d4a
 COLUMNS = 512
 
 
@@ -348,7 +348,7 @@ class MeshErrors:
         return {"chamfer_cm": self.chamfer_cm, "p2s_cm": self.prediction_to_truth_cm,
                 "s2p_cm": self.truth_to_prediction_cm} | {name: getattr(self, name) for name in names}
 
-
+# %% ../../nbs/evaluation/06_mesh_metrics.ipynb #10241014
 SAMPLES = 100_000
 
 
@@ -373,7 +373,7 @@ def evaluate_meshes(
                       float(np.nanmean(cosines)), *(f_score(there, back, limit) for limit in (0.005, 0.01, 0.02)),
                       volume, note)
 
-
+# %% ../../nbs/evaluation/06_mesh_metrics.ipynb #2ca6e6e8
 def _check_prediction(mesh: trimesh.Trimesh, size: float) -> None:
     "A prediction may be poor, but not a tenth or ten times as large as a truth of `size` metres."
     try:

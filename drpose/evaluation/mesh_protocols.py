@@ -194,7 +194,7 @@ def _csv(summaries: Mapping[str, Mapping]) -> str:
                          for name in MESH_METRICS if name in summary)
     return text.getvalue()
 
-
+# %% ../../nbs/evaluation/07_mesh_protocols.ipynb #aca8481a
 def write_mesh_tables(results: Mapping[str, Sequence[Mapping[str, float]]], stem: str | Path) -> list[Path]:
     """Rows of subjects for each method, as <stem>.csv, <stem>.md and <stem>.tex (booktabs): mean [95 % interval].
     ValueError for a method without subjects, before anything is written."""

@@ -69,7 +69,7 @@ class Camera:
             flat = flat + seen - self._bent(flat)
         return flat
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #1a07ca89
 def read_cameras(path: str | Path) -> list[Camera]:
     "The cameras of a calibration by Qualisys. FileNotFoundError or ValueError naming the file and the field."
     needed = "a calibration in the layout of Qualisys (.qca.txt)"
@@ -82,7 +82,7 @@ def read_cameras(path: str | Path) -> list[Camera]:
         raise ValueError(f"{path}: holds {len(cameras)} active cameras, needed at least two")
     return cameras
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #5c8ad4d4
 def _camera(element: ElementTree.Element, path: str | Path) -> Camera:
     name = element.get("serial", "without a serial")
 
@@ -134,7 +134,7 @@ def open_footage(place: str | Path, folder: str | Path) -> Footage:
                          "for each camera")
     return Footage(cameras, videos)
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #37c51624
 _DEMO = "Pose2Sim/Demo_SinglePerson"
 _PARTS = (f"{_DEMO}/calibration", f"{_DEMO}/videos")  # a name elsewhere could lead out of the folder
 
@@ -155,7 +155,7 @@ def _unpacked(wheel: Path, folder: Path) -> Path:
         raise ValueError(f"{wheel}: holds no {_DEMO}, needed pose2sim's wheel")
     return folder
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #3e592ea6
 _SMALL = 480  # pixels of the longer side at which movement is looked for
 _MOVED = 60  # levels of 255 by which a pixel changes where somebody moves
 
@@ -199,7 +199,7 @@ def _drawn_cameras(width: int, height: int) -> list[Camera]:
                               np.array([-0.05, 0.1, 0, 0])))
     return cameras
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #c7e8bab9
 def draw_footage(folder: str | Path, body_model: BodyModel, frames: int = 13, size: tuple[int, int] = (240, 320),
                  ) -> tuple[Footage, np.ndarray]:
     """Films somebody drawn: writes footage of `frames` frames of width x height pixels in the layout above; with the
@@ -226,7 +226,7 @@ def draw_footage(folder: str | Path, body_model: BodyModel, frames: int = 13, si
     (folder / "calibration" / "drawn.qca.txt").write_text(_as_qualisys(cameras), encoding="utf-8")
     return open_footage(folder, folder), joints
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #1b638b78
 def _as_qualisys(cameras: Sequence[Camera]) -> str:
     rows = []
     for camera in cameras:
@@ -268,7 +268,7 @@ class Square:
         return F.grid_sample(picture, torch.from_numpy(places)[None].float(), padding_mode="border",
                              align_corners=False)
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #2e3ecd70
 _MARGIN = 1.25  # side of a square, in sides of what it is laid around
 
 
@@ -280,7 +280,7 @@ def level_square(camera: Camera, box: np.ndarray) -> Square:
     up = places[1] - places[0]
     return Square(middle, _MARGIN * float((box[2:] - box[:2]).max()), up / np.linalg.norm(up))
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #dca2616a
 def outline(picture: torch.Tensor, detector: JointDetector) -> torch.Tensor:  # (1, 3, S, S) -> (S, S), both in [0, 1]
     "How much of each pixel of a picture is person. Errors as in `cut_out_person`, where that is needed."
     if isinstance(detector, BlazePoseDetector):
@@ -380,7 +380,7 @@ def azimuths_of(cameras: Sequence[Camera], photo: int, place: np.ndarray) -> lis
     axes = np.stack([right, np.cross(right, [0, 0, 1])])
     return [float(np.degrees(np.arctan2(*axes @ (camera.centre - place)))) for camera in cameras]
 
-
+# %% ../../nbs/evaluation/10_real_person.ipynb #cdfd86b0
 @dataclass(frozen=True)
 class RealTruth:
     "What the cameras know."

@@ -35,7 +35,7 @@ class Character:
     scan: Scan
     skin: Skin  # its rest_joints are the character's own; those without a counterpart lie on their parents
 
-
+# %% ../../nbs/evaluation/11_rigged_characters.ipynb #e20c07b4
 _KINDS = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
@@ -60,7 +60,7 @@ def _array(header: dict, binary: bytes, number: int) -> np.ndarray:
     values = np.ndarray((said["count"], width), kind, binary, start, (stride, kind.itemsize))
     return values / np.iinfo(kind).max if said.get("normalized") else values.copy()
 
-
+# %% ../../nbs/evaluation/11_rigged_characters.ipynb #c090f893
 def _mapped(path: Path, header: dict, nodes: list[int]) -> list[int]:
     "For each joint of a skin, the SMPL-X joint that it moves with."
     names = [header["nodes"][node].get("name", "") for node in nodes]
@@ -113,7 +113,7 @@ def _dressed(path: Path, vertices: np.ndarray, faces: np.ndarray) -> Scan:
     bound = torch.from_numpy(vertices).float()
     return Scan(bound, torch.from_numpy(faces), torch.full_like(bound, 0.8))
 
-
+# %% ../../nbs/evaluation/11_rigged_characters.ipynb #ebdac08a
 def read_character(path: str | Path) -> Character:
     """A rigged character out of a .glb in metres, centimetres or millimetres, as it was bound to its skeleton.
     FileNotFoundError or ValueError in one sentence."""

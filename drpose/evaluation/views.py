@@ -184,7 +184,7 @@ def _check_views(images: Tensor | None, latents: Tensor, truth: GroundTruth, rig
         if "images" in name:
             check_levels(tensor, f"evaluate_views: {name}")
 
-
+# %% ../../nbs/evaluation/02_views.ipynb #be7cfdb3
 @torch.no_grad()
 def evaluate_views(
     # (B, D, V, 3, H, W) generated normals and colours in [0, 1]; None: only poses are measured

@@ -184,7 +184,7 @@ def _arguments() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", metavar="folder", help="where everything goes (output_dir)")
     return parser
 
-
+# %% ../../nbs/ground/06_command.ipynb #b5b4c146
 def main(arguments: Sequence[str] | None = None) -> int:
     "What `drpose` does; returns its exit status: 0, 1 if the job failed, 2 if it could not begin."
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -159,7 +159,7 @@ def _array(file: BinaryIO, size: int, path: str | Path, field: str, most: int) -
     values = np.frombuffer(file.read(needed), dtype=dtype)
     return values.reshape(shape, order="F" if column_first else "C").copy()
 
-
+# %% ../../nbs/ground/02_files.ipynb #8e31010f
 def read_npy(path: str | Path, needed: str, most: int = MOST_ARRAY) -> np.ndarray:
     "The array of an .npy file, never unpickling anything. FileNotFoundError or ValueError in one sentence."
     with reading(path, needed), open(path, "rb") as file:
@@ -171,7 +171,7 @@ def npz_fields(path: str | Path, needed: str) -> set[str]:
     with reading(path, needed), zipfile.ZipFile(path) as archive:
         return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
 
-
+# %% ../../nbs/ground/02_files.ipynb #4a8bd134
 def read_npz(path: str | Path, fields: Sequence[str], optional: Sequence[str] = (), needed: str = "an .npz body file",
              most: int = MOST_ARRAY) -> dict[str, np.ndarray]:
     """The named arrays of an .npz file, those of `optional` where they are there; other members are not opened and

@@ -59,7 +59,7 @@ def _check_values(path: Path, config: Mapping[str, Any], name: str = "") -> None
         if isinstance(value, (list, tuple)) and len(value) > MOST_LAYERS and not key.endswith("betas"):
             raise ValueError(f"{path}: {inside!r} is a list of {len(value):,}, needed at most {MOST_LAYERS}.")
 
-
+# %% ../../nbs/ground/04_model_files.ipynb #4b74e201
 def check_folder(folder: str | Path, kind: str) -> Path:
     """The folder as a path. FileNotFoundError or ValueError with one sentence if it is none, or holds Python that a
     loader might import."""
@@ -75,7 +75,7 @@ def check_folder(folder: str | Path, kind: str) -> Path:
                          "take it out if you trust the rest.")
     return folder
 
-
+# %% ../../nbs/ground/04_model_files.ipynb #39cb0bff
 def read_config(folder: str | Path, kind: str, file: str = "config.json", also: Sequence[str] = ()) -> dict:
     """The config of a model of class `kind` in `folder`. FileNotFoundError or ValueError with one sentence if there
     is none, it is another class's (`also` are other names of the same), or a value is impossible."""
@@ -164,7 +164,7 @@ def empty_model(kind: type, folder: str | Path, config: dict) -> nn.Module:
         raise ValueError(f"{Path(folder) / 'config.json'}: gives no {kind.__name__}: "
                          f"{' '.join(str(error).split())[:200]}") from None
 
-
+# %% ../../nbs/ground/04_model_files.ipynb #c596a921
 def check_fits(model: nn.Module, folder: str | Path, shapes: dict[str, tuple[int, ...]]) -> None:
     "ValueError with one sentence unless weights of these shapes fill every parameter of the model."
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -179,7 +179,7 @@ def check_fits(model: nn.Module, folder: str | Path, shapes: dict[str, tuple[int
         raise ValueError(f"{folder}: its weight {wrong} has shape {shapes[wrong]}, but its config needs "
                          f"{needed[wrong]}.")
 
-
+# %% ../../nbs/ground/04_model_files.ipynb #1e2799c5
 def load_model(kind: type, folder: str | Path, torch_dtype: torch.dtype | None = None,
                variant: str | None = None) -> nn.Module:
     """A network of class `kind` (of diffusers, transformers or ours) from its folder, in evaluation mode, in single

@@ -36,7 +36,7 @@ def _file_digest(path: Path) -> bytes:
     status = path.stat()
     return _content(str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
-
+# %% ../../nbs/ground/03_provenance.ipynb #1c1ea836
 def _add(digest, value: Any) -> None:
     "Feed `value` to `digest`, its kind and extent first, so that no two values of different structure read alike."
     if isinstance(value, nn.Module):
@@ -72,7 +72,7 @@ def _add(digest, value: Any) -> None:
     else:
         raise TypeError(f"no digest of a {type(value).__name__}")
 
-
+# %% ../../nbs/ground/03_provenance.ipynb #cdde1156
 def digest_of(*parts: Any) -> str:
     """Sixteen hexadecimal digits that change with the content of any part: a tensor, array, network (without
     adapters), dataclass, mapping, list, number, text, or the `Path` of a file or folder."""

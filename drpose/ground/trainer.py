@@ -53,7 +53,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"this job knows {', '.join(sorted(known)[:8])}, …"
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #8bb68f9c
 # of a file or folder; where it does not begin at the root, it is meant from the current folder
 LocalPath = Annotated[str, "path"]
 LocalPaths = Annotated[list, "path"]
@@ -67,7 +67,7 @@ def _whole_path(text: str, marks: tuple) -> str:
         return text
     return str(Path(text).expanduser().absolute())
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #db771dc4
 def config_from(cls: type, values: dict[str, Any], source: str = "settings") -> Any:
     """An instance of the dataclass `cls` from plain `values`; raises ValueError for unknown names and TypeError for
     wrong types, naming `source`. Fields of type LocalPath come back as whole paths."""
@@ -168,7 +168,7 @@ def _on_cpu(state: Any) -> Any:
         return {name: _on_cpu(value) for name, value in state.items()}
     return type(state)(map(_on_cpu, state)) if isinstance(state, (list, tuple)) else state
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #9fdc502c
 STOP_FILE = "stop"
 
 
@@ -179,7 +179,7 @@ def ask_to_stop(path: str | Path) -> Path:
         raise FileNotFoundError(f"{path}: holds no config.json, needed the folder of a run")
     return write_atomic(Path(path) / STOP_FILE, lambda temporary: temporary.write_text("stop at the next checkpoint\n"))
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #3c1c07e8
 class _RunFiles:
     "Where a run's files lie, its metrics and its newest checkpoint."
 
@@ -365,7 +365,7 @@ class BatchPart:
 
 WHOLE_BATCH = BatchPart()
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #2cbb81f0
 def training_device() -> torch.device:
     """Where a run computes: what ACCELERATE_TORCH_DEVICE names, as accelerate takes it, else a GPU if there is one,
     else the processor."""
@@ -380,7 +380,7 @@ def device_is_there(name: str) -> bool:
         return False
     return kind == "cpu" or bool(getattr(getattr(torch, kind, None), "is_available", bool)())
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #5b72acc7
 def new_accelerator(config: LoopConfig, folder: Path) -> Accelerator:
     """Devices and processes as they are found, half precision and curves as asked. Buffers stay with their process.
     ImportError if the tracker is not installed."""
@@ -463,7 +463,7 @@ def _save(training: _Training, seconds: float) -> None:
         training.run.save(training.done, state | {"skipped": training.skipped, "seconds": seconds,
                                                   "ended": training.ended})
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #43c1a7b7
 def _check_state(training: _Training, state: dict[str, Any]) -> None:
     """ValueError, naming the file, unless every tensor of a checkpoint has the place and shape that this model gives
     it: an optimiser takes moments of any shape and writes beyond them."""
@@ -504,7 +504,7 @@ def _check_state(training: _Training, state: dict[str, Any]) -> None:
         raise ValueError(f"{path}: is a damaged checkpoint, some of its tensors do not have the shape of this "
                          "model's; delete it to begin again")
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #f5b85211
 def _restore(training: _Training, state: dict[str, Any]) -> None:
     "Go on where the checkpoint was written. ValueError if it was written for another model."
     parameters, rank = training.parameters, training.accelerator.process_index
@@ -649,7 +649,7 @@ def optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name
     with alone(run.path, "trains") if accelerator.is_main_process else nullcontext():
         return _optimise(run, loss_module, config, name, accelerator, on_step, callback)
 
-
+# %% ../../nbs/ground/05_trainer.ipynb #0a5663cb
 def _optimise(run: RunDirectory, loss_module: nn.Module, config: LoopConfig, name: str, accelerator: Accelerator,
               on_step: Callable[[int], None] | None, callback: Callback | None) -> LoopResult:
     "`optimise`, alone in the folder."

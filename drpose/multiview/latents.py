@@ -58,7 +58,7 @@ class LatentSet:
         "All parts one after the other."
         return LatentSet(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(LatentSet)))
 
-
+# %% ../../nbs/multiview/05_latents.ipynb #8833022d
 @dataclass
 class ImageSet:
     """Rendered objects: `images` (N, D, V, 3, H, W) in [0, 1], `masks` (N, V, H, W), `joints` (N, 23, 3) framed,
@@ -126,7 +126,7 @@ def _shards(name: str, count: int, seed: int, folder: str | Path, rig: ViewRig, 
              Path(folder) / f"{name}-{seed}-{rig.image_size}px-{start:06d}-{length:04d}-{made_from}.safetensors")
             for start, length in lengths.items()]
 
-
+# %% ../../nbs/multiview/05_latents.ipynb #d9d0ca07
 def _make_shard(path: Path, share: float, name: str, seed: int, start: int, length: int, body_model: BodyModel,
                 rig: ViewRig) -> None:
     "One shard on disk: rendered, or, where a `share` is to be reframed, made from the plain shard of the same people."

@@ -69,7 +69,7 @@ def check_pictures(images: Tensor, name: str = "images") -> None:
                   else "; these look like [-1, 1], so give images / 2 + 0.5" if -1.01 < low and high < 1.01 else "")
         raise ValueError(f"{name} values must lie in [0, 1], found {low:.3g} to {high:.3g}{remedy}.")
 
-
+# %% ../../nbs/multiview/04_pipeline.ipynb #9830dd9f
 def place_of(model: torch.nn.Module) -> torch.device:
     "The device a model computes on: of its weights, or, where they are offloaded, the one they are fetched to."
     for part in model.modules():
@@ -149,7 +149,7 @@ def expand_to(part: Tensor, trailing: int, shape: tuple[int, int, int]) -> Tenso
         part = part.unsqueeze(1)
     return part.expand(*shape, *part.shape[3:])
 
-
+# %% ../../nbs/multiview/04_pipeline.ipynb #1f433df2
 @dataclass
 class Condition:
     """The conditioning of the UNet for B photos. Where views (or domains) see different crops, latents and labels
@@ -310,8 +310,7 @@ def pictures_tensor(pictures: Sequence[Image.Image], size: int) -> Tensor:
     for picture in pictures:
         if picture.size != (size, size):
             raise ValueError(f"image is {picture.width} x {picture.height} pixels, but this model needs {size} x "
-                             f"{size}; "
-                             "give crop_size to have the person put into the frame.")
+                             f"{size}; give crop_size to have the person put into the frame.")
     return torch.stack([torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1) / 255
                         for picture in pictures])
 

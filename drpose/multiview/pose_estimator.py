@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 COARSEST = 4  # cells per side of the last grid
 USUAL_JOINT, USUAL_ERROR = 0.25, 0.05  # frame units; they only bring the raw answers to a size near 1
 
-
+# %% ../../nbs/multiview/02_pose_estimator.ipynb #83e9ff5d
 class PoseEstimator(CheckedModel, ModelMixin, ConfigMixin):
     "23 joints and their expected errors from one photo. Photos of another size are resampled to `image_size`."
 

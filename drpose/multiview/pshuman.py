@@ -95,7 +95,7 @@ def load_part(kind: type, folder: Path, torch_dtype: torch.dtype | None = None, 
         return load_model(kind, folder, torch_dtype, variant)
     return load_scheduler(kind, folder) if issubclass(kind, SchedulerMixin) else load_processor(kind, folder)
 
-
+# %% ../../nbs/multiview/03_pshuman.ipynb #c3113968
 def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, torch_dtype: torch.dtype | None = None,
                  variant: str | None = None, **given) -> dict:
     """The constructor's arguments for `multiview.MultiViewPipeline` from a checkpoint in upstream's layout,
@@ -117,7 +117,7 @@ def load_pshuman(folder: str | Path, prompt_embeds: str | Path | None = None, to
     return parts | {"azimuths": list(PSHUMAN_VIEWS.values()),
                     "mirrored": [view in PSHUMAN_MIRRORED for view in PSHUMAN_VIEWS], "descriptor": "clip"}
 
-
+# %% ../../nbs/multiview/03_pshuman.ipynb #bbd7882e
 def is_pshuman(folder: str | Path) -> bool:
     "Whether a folder's index names upstream's pipeline."
     return _class_in(Path(folder) / "model_index.json") == PSHUMAN_PIPELINE

@@ -22,8 +22,9 @@ from torch import Tensor
 from ..ground.seeding import seeded_generator
 from ..ground.files import npz_fields, read_json, read_npz, read_picture, read_tensors, write_atomic, write_json
 from ..ground.provenance import alone, digest_of, same_inputs
+from ..ground.pickles import read_array_pickle
 from ..people.bodies import SKELETON_JOINTS, BodyModel, Pose
-from ..people.motion import FARTHEST, read_array_pickle
+from ..people.motion import FARTHEST
 from ..people.pose_sets import draw_set
 from ..pictures.cameras import ViewRig, frame_by_diagonal, view_axes
 from ..pictures.rendering import find_hits, interpolate, paint, pool_hits
@@ -93,7 +94,7 @@ def _fit_numbers(value, most: int) -> list[float]:
         raise TypeError
     return numbers
 
-
+# %% ../../nbs/multiview/06_scans.ipynb #a6827d52
 def _fit_tensor(path: Path, fields: dict, name: str, least: int, most: int | None = None) -> Tensor | None:
     """Numbers of a field as (1, n) float32, None where it is absent. ValueError for too few or too many, or what is
     not finite or not of a person's size."""
@@ -119,7 +120,7 @@ def _fit_tensor(path: Path, fields: dict, name: str, least: int, most: int | Non
                          f"{'metres (these look like millimetres)' if name == 'transl' else 'standard deviations'}")
     return value[None]
 
-
+# %% ../../nbs/multiview/06_scans.ipynb #7431e296
 def read_fit(path: str | Path) -> ScanFit:
     """An SMPL-X fit from JSON, npz or a pickle of arrays: global_orient (3), body_pose (63), betas (10 or more) and,
     where given, transl or trans (metres), scale and translation (mesh units). Other fields are not read.
@@ -222,7 +223,7 @@ def _place_joints(scan: Scan, fit_path: Path, body_model: BodyModel) -> dict:
                          f"{INSIDE}; is it in other units, or of another scan?")
     return {"joints": framing.apply(joints[None])[0].tolist(), "scale": framing.scale.item() * fit.scale}
 
-
+# %% ../../nbs/multiview/06_scans.ipynb #4cd7f50b
 def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 768, supersample: int = 2,
                  fits: str | Path | None = None, body_model: BodyModel | None = None) -> list[Path]:
     """Render mesh files into `folder`, one folder each (`scan_names`); finished ones are kept, and given their
@@ -242,7 +243,7 @@ def render_scans(meshes: Iterable[str | Path], folder: str | Path, size: int = 7
             _render_into(Path(folder) / name, path, size, supersample, fit, body_model)
     return [Path(folder) / name for name in names]
 
-
+# %% ../../nbs/multiview/06_scans.ipynb #1ec789eb
 def _render_into(place: Path, path: Path, size: int, supersample: int, fit: Path | None,
                  body_model: BodyModel | None) -> None:
     "`render_scans` for one mesh: pictures, what they were made from, and joints."

@@ -229,14 +229,12 @@ class UpStage(Stage):
 # %% ../../nbs/multiview/01_unet.ipynb #37e32e4a
 ONLY_VALUE = dict(   # PSHuman config fields for which only the released model's value is implemented
     cd_attention_last=False, cd_attention_mid=False, use_dino=False, regress_elevation=False,
-    regress_focal_length=False,
-    addition_downsample=False, only_cross_attention=False, dual_cross_attention=False, center_input_sample=False,
-    selfattn_block="self_rowwise", mid_block_type="UNetMidBlockMV2DCrossAttn", num_attention_heads=None,
-    encoder_hid_dim=None,
-    encoder_hid_dim_type=None, addition_embed_type=None, num_class_embeds=None, time_embedding_type="positional",
-    time_embedding_dim=None, time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None,
-    conv_in_kernel=3,
-    conv_out_kernel=3, class_embeddings_concat=False, mid_block_only_cross_attention=None, cross_attention_norm=None,
+    regress_focal_length=False, addition_downsample=False, only_cross_attention=False, dual_cross_attention=False,
+    center_input_sample=False, selfattn_block="self_rowwise", mid_block_type="UNetMidBlockMV2DCrossAttn",
+    num_attention_heads=None, encoder_hid_dim=None, encoder_hid_dim_type=None, addition_embed_type=None,
+    num_class_embeds=None, time_embedding_type="positional", time_embedding_dim=None, time_embedding_act_fn=None,
+    timestep_post_act=None, time_cond_proj_dim=None, conv_in_kernel=3, conv_out_kernel=3,
+    class_embeddings_concat=False, mid_block_only_cross_attention=None, cross_attention_norm=None,
     resnet_skip_time_act=False, resnet_out_scale_factor=1.0)
 
 
@@ -401,36 +399,31 @@ class MultiViewUNet(MultiViewNetwork):
     @register_to_config
     def __init__(
         self, sample_size: int | None = 96, in_channels: int = 8, out_channels: int = 4, num_views: int = 7,
-        face_view: bool = True,
-        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280), layers_per_block: int = 2,
-        transformer_layers_per_block: int = 1,
+        face_view: bool = True, block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
+        layers_per_block: int = 2, transformer_layers_per_block: int = 1,
         down_block_types: tuple[str, ...] = ("CrossAttnDownBlockMV2D",) * 3 + ("DownBlock2D",),
         mid_block_type: str = "UNetMidBlockMV2DCrossAttn",
         up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlockMV2D",) * 3,
         attention_head_dim: int | tuple[int, ...] = (5, 10, 20, 20), cross_attention_dim: int = 1024,
-        use_linear_projection: bool = True,
-        class_embed_type: str | None = "projection", projection_class_embeddings_input_dim: int | None = 2048,
-        skeleton_channels: int = 0,
+        use_linear_projection: bool = True, class_embed_type: str | None = "projection",
+        projection_class_embeddings_input_dim: int | None = 2048, skeleton_channels: int = 0,
         multiview_attention: bool = True, mvcd_attention: bool = True, selfattn_block: str = "self_rowwise",
         flip_sin_to_cos: bool = True, freq_shift: int = 0, act_fn: str = "silu", norm_num_groups: int = 32,
-        norm_eps: float = 1e-5, dropout: float = 0.0,
-        downsample_padding: int = 1, mid_block_scale_factor: float = 1, resnet_time_scale_shift: str = "default",
+        norm_eps: float = 1e-5, dropout: float = 0.0, downsample_padding: int = 1, mid_block_scale_factor: float = 1,
+        resnet_time_scale_shift: str = "default",
         # from here on: fields of PSHuman's config that may only have the value they have there (ONLY_VALUE) ...
         cd_attention_last=False, cd_attention_mid=False, use_dino=False, regress_elevation=False,
-        regress_focal_length=False, addition_downsample=False,
-        only_cross_attention=False, dual_cross_attention=False, center_input_sample=False, num_attention_heads=None,
-        encoder_hid_dim=None,
-        encoder_hid_dim_type=None, addition_embed_type=None, num_class_embeds=None, time_embedding_type="positional",
-        time_embedding_dim=None,
+        regress_focal_length=False, addition_downsample=False, only_cross_attention=False, dual_cross_attention=False,
+        center_input_sample=False, num_attention_heads=None, encoder_hid_dim=None, encoder_hid_dim_type=None,
+        addition_embed_type=None, num_class_embeds=None, time_embedding_type="positional", time_embedding_dim=None,
         time_embedding_act_fn=None, timestep_post_act=None, time_cond_proj_dim=None, conv_in_kernel=3,
-        conv_out_kernel=3, class_embeddings_concat=False,
-        mid_block_only_cross_attention=None, cross_attention_norm=None, resnet_skip_time_act=False,
-        resnet_out_scale_factor=1.0,
+        conv_out_kernel=3, class_embeddings_concat=False, mid_block_only_cross_attention=None,
+        cross_attention_norm=None, resnet_skip_time_act=False, resnet_out_scale_factor=1.0,
         # ... and fields that nothing reads, there or here
         sparse_mv_attention=True, upcast_attention=True, num_regress_blocks=2,
-        projection_camera_embeddings_input_dim=None, camera_embedding_type=None,
-        addition_time_embed_dim=None, addition_embed_type_num_heads=64, addition_channels=(1280, 1280, 1280),
-        init_mvattn_with_selfattn=False, use_face_adapter=False,
+        projection_camera_embeddings_input_dim=None, camera_embedding_type=None, addition_time_embed_dim=None,
+        addition_embed_type_num_heads=64, addition_channels=(1280, 1280, 1280), init_mvattn_with_selfattn=False,
+        use_face_adapter=False,
     ):
         super().__init__()
         check_config(self.config)
@@ -530,7 +523,7 @@ def save_lora(unet: MultiViewUNet, folder: str | Path, adapter: str = "default")
     write_atomic(Path(folder) / LORA_FILE, lambda file: save_file(tensors, file,
             metadata={"format": "pt", "lora_adapter_metadata": json.dumps(settings)}))
 
-
+# %% ../../nbs/multiview/01_unet.ipynb #15c12ab2
 def _check_targets(targets, path: Path, field: str) -> None:
     """ValueError unless targets are names, or a pattern that cannot be slow: stars only once in each alternative,
     and never behind a bracket."""

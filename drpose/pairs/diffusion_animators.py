@@ -139,8 +139,7 @@ class DiffusionAnimator(DrivenAnimator):
         name = type(self).__name__
         if self.steps < 1 or not math.isfinite(self.guidance) or self.dtype not in _DTYPES:
             raise ValueError(f"{name}: steps = {self.steps}, guidance = {self.guidance}, dtype = {self.dtype!r}: "
-                             "needed "
-                             f"at least 1, a finite number, one of {', '.join(_DTYPES)}")
+                             f"needed at least 1, a finite number, one of {', '.join(_DTYPES)}")
 
     @property
     def device(self) -> torch.device:
@@ -150,8 +149,7 @@ class DiffusionAnimator(DrivenAnimator):
     def description(self) -> str:
         "For the card: which weights, and how they were asked."
         return (f"{self.model} (revision {self.revision}, {self.steps} steps, guidance {self.guidance:g}, "
-                f"{self.dtype}), "
-                f"{super().description}")
+                f"{self.dtype}), {super().description}")
 
     @abstractmethod
     def _parts(self) -> tuple[type, Path, Path | None, Callable]:
@@ -168,7 +166,7 @@ class DiffusionAnimator(DrivenAnimator):
         told |= {"height": self.image_size, "width": self.image_size, "num_inference_steps": self.steps}
         return _opened(kind, folder, self.dtype, self.device, controlnet), told
 
-
+# %% ../../nbs/pairs/06_diffusion_animators.ipynb #297fd254
 def _padded_text(told: dict[str, Any]) -> dict[str, Any]:
     "With Wan's texts filled up with zeros to the rows that its attention counts on."
     return {name: torch.nn.functional.pad(value, (0, 0, 0, _TEXT_ROWS - value.shape[1])) if name.endswith("embeds")

@@ -105,7 +105,7 @@ def _with_seed(masks: Tensor, seeds: Tensor) -> Tensor:
         kept.append(np.isin(pieces, np.setdiff1d(pieces[seed], 0)))
     return torch.from_numpy(np.stack(kept)).to(masks.device)
 
-
+# %% ../../nbs/pairs/02_gates.ipynb #00d99130
 def figure_mask(images: Tensor) -> Tensor:
     """Where pictures (B, 3, S, S) on a plain ground show somebody, (B, S, S) bool, whatever noise a codec or an
     autoencoder left."""
@@ -131,7 +131,7 @@ def _largest_piece(mask: Tensor) -> Tensor:
         largest.append(np.bincount(pieces.ravel())[1:].max() if count else 0)
     return torch.tensor(largest, device=mask.device, dtype=torch.float32)
 
-
+# %% ../../nbs/pairs/02_gates.ipynb #758426ff
 def outline_scores(figure: Tensor, body: Tensor) -> dict[str, Tensor]:
     "`overlap`, `uncovered`, `second_figure` and `border` (B,) of figures and projected bodies (B, S, S) bool."
     area = body.flatten(1).sum(1).clamp(min=1)
@@ -256,7 +256,7 @@ GATES = {
 def _smaller(images: Tensor) -> Tensor:
     return images if images.shape[-1] <= SIDE else F.interpolate(images, (SIDE, SIDE), mode="area")
 
-
+# %% ../../nbs/pairs/02_gates.ipynb #ff2ef8f1
 def check_pairs(
     images: Tensor,  # (B, 3, H, H) in [0, 1], somebody on a plain ground
     poses: Pose,  # B labels, with the betas of who is painted
@@ -281,7 +281,7 @@ def check_pairs(
                           else color_distance(part_colors(small, label.parts), reference.to(small)))
     return {name: scores[name] for name in GATES}
 
-
+# %% ../../nbs/pairs/02_gates.ipynb #a2aa7945
 def _mean_colors(colors: list[Tensor]) -> Tensor:
     "Part colours (..., 14, 4) of several pictures, by area."
     area = sum(one[..., 3:] for one in colors)

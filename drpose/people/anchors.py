@@ -48,7 +48,7 @@ class FrameFacts:
                        for kinds, values in ((TILT_BINS, self.tilt.tolist()), (SPEED_BINS, self.speed.tolist())))
         return [f"{a}, {b}, {SUPPORTS[c]}" for a, b, c in zip(tilt, speed, self.support.tolist(), strict=True)]
 
-
+# %% ../../nbs/people/08_anchors.ipynb #96e5a095
 def frame_facts(
     clip: Clip,                     # poses at a frame rate; its lowest joint near the floor in some frames
     body: BodyModel | None = None,  # None = the embedded body

@@ -4,16 +4,13 @@
 
 # %% auto #0
 __all__ = ['MOST_FRAMES', 'FARTHEST', 'UP_AXES', 'LAYOUTS', 'DEEPMIMIC_TO_WORLD', 'DEEPMIMIC_LEG', 'MOST_JOINTS', 'LIMB_ENDS',
-           'BVH_SKELETONS', 'PYBULLET_HELD_OUT', 'PYBULLET_EVERYDAY', 'motion_format', 'read_array_pickle',
-           'match_names', 'bone_turns', 'load_motion', 'upright_share', 'load_pybullet_clips', 'Clip', 'embedded_clips']
+           'BVH_SKELETONS', 'PYBULLET_HELD_OUT', 'PYBULLET_EVERYDAY', 'motion_format', 'upright_share', 'match_names',
+           'bone_turns', 'load_motion', 'load_pybullet_clips', 'Clip', 'embedded_clips']
 
 # %% ../../nbs/people/04_motion.ipynb #308d4bee
-import codecs
 import importlib.util
 import math
-import struct
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..ground.files import npz_fields, read_bytes, read_json, read_npy, read_npz, reading
+from ..ground.pickles import ArrayParts, read_array_pickle
 from .bodies import (SMPLX_JOINT_NAMES, SMPLX_PARENTS, Z_UP_TO_Y_UP, BodyModel, Pose,
                                   axis_angle_to_matrix, load_body, matrix_to_axis_angle)
 from .clips import Clip, embedded_clips
@@ -61,205 +59,12 @@ def motion_format(
     raise ValueError(f"{path}: begins with {head[:8]!r}, needed an npz (AMASS), npy (Motion-X), pickle (AIST++), BVH "
                      "or DeepMimic JSON file")
 
-# %% ../../nbs/people/04_motion.ipynb #d13ad0e9
-class _ArrayParts:
-    "Stand-in for an array or a dtype in a pickle: collects what the file says about it and runs nothing."
 
-    def __init__(self, code: str | None = None, raw: bytes = b"", dtype: "_ArrayParts | None" = None,
-                 shape: tuple = ()):
-        self.code, self.order, self.raw, self.dtype, self.shape, self.fortran = code, "<", raw, dtype, shape, False
-
-    def __setstate__(self, state: tuple) -> None:
-        if self.code is not None:
-            self.order = state[1]
-        else:
-            self.shape, self.dtype, self.fortran, self.raw = state[-4:]
-
-    def fault(self) -> str | None:
-        "Why there is no array of numbers in it; None = there is one."
-        code = getattr(self.dtype, "code", None)
-        if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-            return (f"an array of type {code!r} instead of numbers" if isinstance(code, str)
-                    else "an array without a type")
-        if not isinstance(self.raw, (bytes, str)) or not isinstance(self.shape,
-                tuple) or not all(isinstance(n, int) and n >= 0 for n in self.shape):
-            return "an array without numbers or without a shape"
-        count = math.prod(self.shape)
-        return (None if len(self.shape) <= 4 and count * int(code[1:]) == len(self.raw)
-                else f"an array of shape {self.shape[:4]} with {len(self.raw)} bytes")
-
-    def array(self) -> np.ndarray:
-        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw  # Python 2 wrote bytes as text
-        order = ">" if self.dtype.order == ">" else "<"
-        return np.frombuffer(raw, dtype=order + self.dtype.code).reshape(self.shape, order="F" if self.fortran else "C")
-
-
-def _stand_in(module: str, name: str) -> Callable:
-    "What a pickle gets for a name. A fresh function each time, so that nothing the file does to one outlives the load."
-    admitted = {
-        ("numpy", "ndarray"): lambda *_: _ArrayParts(),
-        ("numpy", "dtype"): lambda code, *_: _ArrayParts(code=str(code)),
-        ("numpy.core.multiarray", "_reconstruct"): lambda *_: _ArrayParts(),
-        ("numpy.core.multiarray", "scalar"): lambda dtype, raw: _ArrayParts(raw=raw, dtype=dtype),
-        ("numpy.core.numeric", "_frombuffer"): lambda raw, dtype, shape, order: _ArrayParts(raw=bytes(raw), dtype=dtype,
-            shape=shape),
-        ("_codecs", "encode"): lambda text, _: text.encode("latin1"),
-    }
-    key = (module.replace("numpy._core", "numpy.core"), name)
-    if key not in admitted:
-        raise ValueError(f"it asks for {module[:60]}.{name[:60]}, and only arrays and plain containers are admitted; "
-                         "save its arrays as an npz with the same keys")
-    return admitted[key]
-
-# %% ../../nbs/people/04_motion.ipynb #e7c4b1f0
-class _PickleWords:
-    """The bytes of a pickle, taken one by one; a length that the file does not have is an error before anything is
-    made of it."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
-
-    def take(self, count: int) -> bytes:
-        if not 0 <= count <= len(self.data) - self.at:
-            raise ValueError("it is cut short")
-        self.at += count
-        return self.data[self.at - count:self.at]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def sized(self, size: int, most: int | None = None) -> bytes:
-        "Bytes whose count comes first, in `size` bytes."
-        count = self.number(size)
-        return self.take(count if most is None or count <= most else len(self.data) + 1)
-
-    def line(self) -> bytes:
-        end = self.data.find(b"\n", self.at)
-        return self.take(end + 1 - self.at if end >= 0 else len(self.data) + 1)[:-1]
-
-    def plain(self, word: bytes):
-        "The number, text or bytes that a word stands for; _NO_VALUE for words that do something else."
-        match word:
-            case b"N": return None
-            case b"\x88" | b"\x89": return word == b"\x88"
-            case b"I":
-                text = self.line()
-                return text == b"01" if text in (b"00", b"01") else int(text)
-            case b"L": return int(self.line().rstrip(b"L"))
-            case b"J": return int.from_bytes(self.take(4), "little", signed=True)
-            case b"K": return self.number(1)
-            case b"M": return self.number(2)
-            case b"\x8a": return int.from_bytes(self.sized(1), "little", signed=True)
-            case b"F": return float(self.line())
-            case b"G": return struct.unpack(">d", self.take(8))[0]
-            case b"S": return codecs.escape_decode(self.line().strip()[1:-1])[0].decode("latin1")
-            case b"T": return self.sized(4).decode("latin1")
-            case b"U": return self.sized(1).decode("latin1")
-            case b"V": return self.line().decode("raw-unicode-escape")
-            case b"\x8c" | b"X" | b"\x8d": return self.sized({b"\x8c": 1, b"X": 4, b"\x8d": 8}[word]).decode("utf-8",
-                    "surrogatepass")
-            case b"C" | b"B" | b"\x8e" | b"\x96": return self.sized({b"C": 1, b"B": 4, b"\x8e": 8, b"\x96": 8}[word])
-        return _NO_VALUE
-
-
-_NO_VALUE = object()
-
-
-def _fill(mapping, pairs: list) -> None:
-    "Put keys and values into a dictionary; keys have to be plain."
-    if not isinstance(mapping, dict) or not all(isinstance(key, (str, int, float, bytes)) for key in pairs[::2]):
-        raise ValueError("it holds a key that is not a plain word or number")
-    mapping.update(zip(pairs[::2], pairs[1::2], strict=True))
-
-# %% ../../nbs/people/04_motion.ipynb #f5d8a2c3
-def _unpickled(data: bytes):
-    """What a pickle of arrays and plain containers holds, arrays as `_ArrayParts`. ValueError or IndexError for
-    anything else."""
-    words, stack, marks, memo = _PickleWords(data), [], [], {}
-
-    def since_mark() -> list:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    def called(maker, arguments):
-        if not getattr(maker, "__name__", "") == "<lambda>" or not isinstance(arguments, tuple):
-            raise ValueError("it calls what is not an array")
-        return maker(*arguments)
-
-    while True:
-        word = words.take(1)
-        if (value := words.plain(word)) is not _NO_VALUE:
-            stack.append(value)
-            continue
-        match word:
-            case b".": return stack.pop()
-            case b"\x80": words.take(1)                                      # the protocol's number
-            case b"\x95": words.take(8)                                      # a frame's length
-            case b"(": marks.append(len(stack))
-            case b"0": stack.pop()
-            case b"1": since_mark()
-            case b"2": stack.append(stack[-1])
-            case b"]": stack.append([])
-            case b"}": stack.append({})
-            case b")": stack.append(())
-            case b"l": stack.append(since_mark())
-            case b"t": stack.append(tuple(since_mark()))
-            case b"\x85" | b"\x86" | b"\x87":
-                count = word[0] - 0x84
-                stack[-count:] = [tuple(stack[-count:])]
-            case b"d":
-                pairs = since_mark()
-                stack.append({})
-                _fill(stack[-1], pairs)
-            case b"s": _fill(stack[-3], [stack[-2], stack[-1]]); del stack[-2:]
-            case b"u":
-                pairs = since_mark()
-                _fill(stack[-1], pairs)
-            case b"a": list.append(stack[-2], stack[-1]); del stack[-1]
-            case b"e":
-                items = since_mark()
-                list.extend(stack[-1], items)
-            case b"p" | b"q" | b"r" | b"\x94":
-                memo[int(words.line()) if word == b"p" else words.number(1 if word == b"q" else 4) if word != b"\x94"
-                     else len(memo)] = stack[-1]
-            case b"g" | b"h" | b"j":
-                stack.append(memo[int(words.line()) if word == b"g" else words.number(1 if word == b"h" else 4)])
-            case b"c": stack.append(_stand_in(words.line().decode("latin1"), words.line().decode("latin1")))
-            case b"\x93": stack[-2:] = [_stand_in(str(stack[-2]), str(stack[-1]))]
-            case b"R": stack[-2:] = [called(stack[-2], stack[-1])]
-            case b"b":
-                if not isinstance(stack[-2], _ArrayParts):
-                    raise ValueError("it gives a state to what is not an array")
-                stack[-2].__setstate__(stack[-1])
-                del stack[-1]
-            case _: raise ValueError(f"it asks for a new object ({word!r}), and only arrays and plain containers are "
-                                     "admitted; save its arrays as an npz with the same keys")
-
-
-def _settled(value, levels: int = 2):
-    """A value with the arrays in it made; what is not made of numbers stays a stand-in, since it may not be needed.
-    Containers are followed two levels down."""
-    if isinstance(value, _ArrayParts):
-        return value if value.fault() else value.array()
-    if levels and isinstance(value, (list, dict)) and len(value) <= 256:
-        return ([_settled(item, levels - 1) for item in value] if isinstance(value, list)
-                else {key: _settled(item, levels - 1) for key, item in value.items()})
-    return value
-
-# %% ../../nbs/people/04_motion.ipynb #50e5bf13
-def read_array_pickle(path: str | Path, kind: str) -> dict:
-    """The dictionary of arrays and plain values in a pickle, by name; nothing in the file is run. ValueError naming
-    the file, which was meant to be a `kind`."""
-    with reading(path, kind):
-        try:
-            content = _unpickled(read_bytes(path, kind, most=2**29))
-        except (IndexError, KeyError, TypeError, AttributeError, struct.error):  # words in an order that makes no sense
-            raise ValueError("its words make no sense, it is damaged or no pickle") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__} instead of a dictionary")
-        return {key: _settled(value) for key, value in content.items()}
+def _json_format(path: Path) -> str:
+    "Whether JSON is what `_json_arrays` reads, or a DeepMimic motion."
+    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**27)
+    arrays = "annotations" in content or set(LAYOUTS["smplx's names"].tells) <= set(content)
+    return "annotations" if arrays else "deepmimic"
 
 # %% ../../nbs/people/04_motion.ipynb #adfdd919
 MOST_FRAMES = 2**17  # 18 minutes at 120 frames per second
@@ -275,7 +80,7 @@ def _shown(value) -> str:
 
 def _checked(path: Path, field: str, value, shape: str, widths: tuple[int, ...] | None = None) -> Tensor:
     "value as a finite float32 tensor (T, width), T >= 1, or the one sentence that says what is wrong with it."
-    if isinstance(value, _ArrayParts):
+    if isinstance(value, ArrayParts):
         raise ValueError(f"{path}: {field!r} is {value.fault()}, needed numbers of shape {shape}")
     if isinstance(value, np.ndarray) and value.dtype.kind not in "fiu":
         raise ValueError(f"{path}: {field!r} holds {value.dtype} values, needed numbers of shape {shape}")
@@ -295,7 +100,7 @@ def _checked(path: Path, field: str, value, shape: str, widths: tuple[int, ...] 
                          f"{broken.argmax()}), needed finite numbers")
     return torch.from_numpy(value)
 
-
+# %% ../../nbs/people/04_motion.ipynb #d9fee563
 def _checked_angles(path: Path, field: str, angles: Tensor) -> Tensor:
     "angles (T, 3 J) as (T, J, 3), refused when they look like degrees."
     angles = angles.unflatten(1, (-1, 3))
@@ -324,6 +129,23 @@ def _checked_fps(path: Path, field: str, value) -> float:
         raise ValueError(f"{path}: {field!r} is {_shown(value)}, needed one positive number (frames per second)")
     return round(float(number), 2)
 
+
+def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int = 1) -> Tensor:
+    "The first ten shape numbers for each frame, (frames, 10); zeros where a file has none."
+    if value is None:
+        return torch.zeros(frames, 10)
+    value = value[person] if isinstance(value, list) and person < len(value) else value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        value = np.atleast_2d(value)
+        value = value[person:person + 1] if people > 1 and len(value) == people else value
+    betas = _checked(path, "betas", value[:, :10] if isinstance(value, np.ndarray) and value.ndim == 2 else value,
+                     "(10,) or more", (10,))
+    if betas.abs().max() > 100:
+        raise ValueError(f"{path}: 'betas' holds {betas.abs().max():.0f}, needed shape numbers in standard deviations")
+    if len(betas) not in (1, frames):
+        raise ValueError(f"{path}: 'betas' has {len(betas)} rows, needed 1 or one for each of the {frames} frames")
+    return betas.expand(frames, 10)
+
 # %% ../../nbs/people/04_motion.ipynb #a48addde
 UP_AXES = {  # the file's up axis: the turn of its world to ours, about x
     "y": torch.eye(3), "z": Z_UP_TO_Y_UP, "-y": torch.diag(torch.tensor([1.0, -1, -1])), "-z": Z_UP_TO_Y_UP.T,
@@ -341,6 +163,27 @@ def _to_world(pose: Pose, up_axis: str, body: BodyModel | None) -> Pose:
     if up_axis == "y":
         return pose
     return pose.rotated(UP_AXES[up_axis], pelvis=(body or _default_body()).rest_joints(pose.betas)[:, 0])
+
+
+def _upward(pose: Pose) -> Tensor:
+    "The pelvis' own up axis along world up, (B,) in [-1, 1]."
+    return axis_angle_to_matrix(pose.axis_angles[:, 0])[:, 1, 1]
+
+
+def _look_at_axes(path: Path, pose: Pose) -> None:
+    "Warn where a clip looks as if another axis were up."
+    upside_down, upright = (_upward(pose) < -0.5).float().mean().item(), upright_share(pose)
+    if upside_down > 0.5 or upright < 0.02:
+        found = (f"{upside_down:.0%} of the frames are upside down" if upside_down > 0.5
+                 else "next to no frame is upright")
+        warnings.warn(f"{path}: {found}; if this is not what the person does, say up_axis= "
+                      f"({', '.join(map(repr, UP_AXES))})", stacklevel=3)
+
+
+def upright_share(pose: Pose) -> float:
+    """Share in [0, 1] of frames whose pelvis points within 60 degrees of world up: a look at the axes, not a
+    judgement (acrobatics score low rightly)."""
+    return (_upward(pose) > 0.5).float().mean().item()
 
 # %% ../../nbs/people/04_motion.ipynb #4cbf52ea
 @dataclass(frozen=True)
@@ -377,7 +220,7 @@ def _layout_of(path: Path, held: list[str]) -> tuple[str, _Layout]:
     raise ValueError(f"{path}: has no 'poses', 'smpl_poses', 'fullpose' nor a root and a body pose by themselves (it "
                      f"holds: {', '.join(held)[:160]}), needed a motion of SMPL, SMPL-H or SMPL-X")
 
-
+# %% ../../nbs/people/04_motion.ipynb #b91f30aa
 def _read_arrays(path: Path, family: str, person: int) -> tuple[str, _Layout, dict]:
     "The kind of a file of arrays, its layout, and those of its fields that the layout needs."
     if family == "annotations":
@@ -394,7 +237,7 @@ def _read_arrays(path: Path, family: str, person: int) -> tuple[str, _Layout, di
     return kind, layout, read_npz(path, (), [name for name in dict.fromkeys(wanted) if name in held],
                                   needed="an npz of a motion", most=2**28)
 
-# %% ../../nbs/people/04_motion.ipynb #b91f30aa
+
 def _people(value, width: int) -> int | None:
     "How many people a field of several holds, a list or an array (P, T, width); None for a field of one."
     several = isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == width)
@@ -417,7 +260,7 @@ def _of_person(path: Path, field: str, value, person: int, width: int):
     return (value.reshape(len(value), -1) if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[2] == 3
             and len(value) else value)
 
-
+# %% ../../nbs/people/04_motion.ipynb #e93d410d
 def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[str, Tensor]:
     "Arguments of Pose.from_parts, without places and shape."
     if len(layout.rotations) == 1:
@@ -454,23 +297,8 @@ def _pose_parts(path: Path, layout: _Layout, fields: dict, person: int) -> dict[
         if len(value) != frames:
             raise ValueError(f"{path}: {root!r} has {frames} frames and {name!r} {len(value)}, needed as many of both")
     return parts
-def _checked_betas(path: Path, value, frames: int, person: int = 0, people: int = 1) -> Tensor:
-    "The first ten shape numbers for each frame, (frames, 10); zeros where a file has none."
-    if value is None:
-        return torch.zeros(frames, 10)
-    value = value[person] if isinstance(value, list) and person < len(value) else value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-        value = np.atleast_2d(value)
-        value = value[person:person + 1] if people > 1 and len(value) == people else value
-    betas = _checked(path, "betas", value[:, :10] if isinstance(value, np.ndarray) and value.ndim == 2 else value,
-                     "(10,) or more", (10,))
-    if betas.abs().max() > 100:
-        raise ValueError(f"{path}: 'betas' holds {betas.abs().max():.0f}, needed shape numbers in standard deviations")
-    if len(betas) not in (1, frames):
-        raise ValueError(f"{path}: 'betas' has {len(betas)} rows, needed 1 or one for each of the {frames} frames")
-    return betas.expand(frames, 10)
 
-
+# %% ../../nbs/people/04_motion.ipynb #541013d6
 def _load_arrays(path: Path, family: str, up_axis: str | None = None, fps: float | None = None, person: int = 0,
                  body: BodyModel | None = None) -> tuple[Pose, float]:
     "An npz, a pickle or JSON of one of `LAYOUTS`, in the world frame."
@@ -540,13 +368,6 @@ def _json_people(path: Path, annotations: list) -> list[list[dict]]:
         pictures.setdefault(f"{picture:012d}" if isinstance(picture, int) else str(picture)[:99], []).append(
             one["smplx_params"])
     return [pictures[picture] for picture in sorted(pictures)]
-
-
-def _json_format(path: Path) -> str:
-    "Whether JSON is what `_json_arrays` reads, or a DeepMimic motion."
-    content = read_json(path, "a DeepMimic motion", kind=dict, most=2**27)
-    arrays = "annotations" in content or set(LAYOUTS["smplx's names"].tells) <= set(content)
-    return "annotations" if arrays else "deepmimic"
 
 
 def _json_arrays(path: Path, person: int) -> tuple[str, _Layout, dict]:
@@ -739,9 +560,8 @@ def _bvh_rows(path: Path, lines: list[str], needed: int) -> np.ndarray:
         try:
             values[number] = words
         except ValueError as error:
-            raise ValueError(
-                f"{path}: frame {number} holds something that is not a number ({str(error)[:80]})"
-            ) from None
+            raise ValueError(f"{path}: frame {number} holds something that is not a number "
+                             f"({str(error)[:80]})") from None
     _checked(path, "frames", values, f"(frames, {needed})")
     return values
 
@@ -859,21 +679,6 @@ def bone_turns(source: Tensor, ours: Tensor) -> Tensor:
         # kept by toes and hands, replaced by longer limbs' next bone
         turns[child] = turns[joint]
     return turns
-def _retargeted(
-    turns: Tensor,            # (T, 22, 3, 3) G: the source's world rotations, from its standing rest pose
-    rest_turns: Tensor,       # (22, 3, 3) A: from our rest bones to the source's
-    hips: Tensor,             # (T, 3) where the source's pelvis joint is, its units
-    source: Tensor,           # (22, 3) its rest joints, its units
-    body: BodyModel | None,   # None = the embedded body
-) -> Pose:
-    "Poses of our body whose bones point where the source's do."
-    joined = turns @ rest_turns                                              # Q (T, 22, 3, 3)
-    parents = list(SMPLX_PARENTS[1:22])
-    local = torch.cat([joined[:, :1], joined[:, parents].transpose(-1, -2) @ joined[:, 1:]], dim=1)
-    angles = torch.cat([matrix_to_axis_angle(local), torch.zeros(len(local), 33, 3)], dim=1)
-    leg = float((source[4] - source[1]).norm() + (source[7] - source[4]).norm())
-    hips = hips + turns[:, 0] @ ((source[1] + source[2]) / 2 - source[0])
-    return Pose(angles, torch.zeros(len(local), 10), _place_hips(hips, joined[:, 0], leg, body))
 
 # %% ../../nbs/people/04_motion.ipynb #41f6af5b
 _SOMA_AXES = {  # a joint's own x, y and z in the T-pose, in the columns
@@ -908,6 +713,23 @@ def _stood_up(rest: Tensor, turns: Tensor) -> Tensor:
     return torch.stack(places)
 
 # %% ../../nbs/people/04_motion.ipynb #f087abab
+def _retargeted(
+    turns: Tensor,            # (T, 22, 3, 3) G: the source's world rotations, from its standing rest pose
+    rest_turns: Tensor,       # (22, 3, 3) A: from our rest bones to the source's
+    hips: Tensor,             # (T, 3) where the source's pelvis joint is, its units
+    source: Tensor,           # (22, 3) its rest joints, its units
+    body: BodyModel | None,   # None = the embedded body
+) -> Pose:
+    "Poses of our body whose bones point where the source's do."
+    joined = turns @ rest_turns                                              # Q (T, 22, 3, 3)
+    parents = list(SMPLX_PARENTS[1:22])
+    local = torch.cat([joined[:, :1], joined[:, parents].transpose(-1, -2) @ joined[:, 1:]], dim=1)
+    angles = torch.cat([matrix_to_axis_angle(local), torch.zeros(len(local), 33, 3)], dim=1)
+    leg = float((source[4] - source[1]).norm() + (source[7] - source[4]).norm())
+    hips = hips + turns[:, 0] @ ((source[1] + source[2]) / 2 - source[0])
+    return Pose(angles, torch.zeros(len(local), 10), _place_hips(hips, joined[:, 0], leg, body))
+
+
 def _load_bvh(path: Path, up_axis: str | None, body: BodyModel | None) -> tuple[Pose, float]:
     "BVH with a CMU, Mixamo or SOMA skeleton, retargeted to SMPL-X."
     bvh = _read_bvh(path)
@@ -1015,27 +837,6 @@ def load_motion(
     if up_axis is None and name != "deepmimic":
         _look_at_axes(path, pose)
     return Clip(poses=pose, fps=rate if given is None else given, name=path.stem)
-
-
-def _upward(pose: Pose) -> Tensor:
-    "The pelvis' own up axis along world up, (B,) in [-1, 1]."
-    return axis_angle_to_matrix(pose.axis_angles[:, 0])[:, 1, 1]
-
-
-def _look_at_axes(path: Path, pose: Pose) -> None:
-    "Warn where a clip looks as if another axis were up."
-    upside_down, upright = (_upward(pose) < -0.5).float().mean().item(), upright_share(pose)
-    if upside_down > 0.5 or upright < 0.02:
-        found = (f"{upside_down:.0%} of the frames are upside down" if upside_down > 0.5
-                 else "next to no frame is upright")
-        warnings.warn(f"{path}: {found}; if this is not what the person does, say up_axis= "
-                      f"({', '.join(map(repr, UP_AXES))})", stacklevel=3)
-
-
-def upright_share(pose: Pose) -> float:
-    """Share in [0, 1] of frames whose pelvis points within 60 degrees of world up: a look at the axes, not a
-    judgement (acrobatics score low rightly)."""
-    return (_upward(pose) > 0.5).float().mean().item()
 
 # %% ../../nbs/people/04_motion.ipynb #3c179a11
 PYBULLET_HELD_OUT = ("dance_b", "getup_faceup", "roll", "spin", "spinkick")  # for evaluation only

@@ -97,7 +97,7 @@ def _beside(mesh: Path, name: str, kind: str) -> Path:
             return inside
     raise FileNotFoundError(f"{mesh}: names the {kind} {name!r}, and there is no such file beside it")
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #8bd7298f
 @dataclass
 class _Material:
     name: str
@@ -137,7 +137,7 @@ def _is_number(word: str) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #0540048a
 def _materials(mesh: Path, library: Path) -> dict[str, _Material]:
     "The materials of one .mtl file by name. FileNotFoundError or ValueError naming the files."
     found: dict[str, _Material] = {}
@@ -170,7 +170,7 @@ def _obj_libraries(path: Path, text: str) -> list[Path]:
                     else shlex.split(rest, posix=False))])
     return list(dict.fromkeys(found))
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #ceb56b68
 def _gltf_header(path: Path) -> dict:
     "The JSON part of a .gltf or .glb file."
     content = read_bytes(path, "a glTF file", MOST_MESH)
@@ -202,7 +202,7 @@ def _ply_picture(path: Path) -> list[Path]:
              if line.lower().startswith(b"comment texturefile ")]
     return [_beside(path, name, "picture") for name in names[:1]]
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #9a1878fa
 def mesh_parts(path: str | Path) -> list[Path]:
     """The mesh file and all files that it names: what a picture of it is made from. FileNotFoundError or ValueError
     naming the mesh and the file that is missing."""
@@ -239,7 +239,7 @@ def _levels(colors) -> np.ndarray | None:
     most = np.iinfo(colors.dtype).max if colors.dtype.kind in "ui" else 1.0
     return np.clip(colors[:, :3].astype(np.float32) / most, 0, 1)
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #c6f994d2
 class _OneLibrary:
     "What trimesh's OBJ parser asks for further files: it gets the names of the materials, and no file."
 
@@ -295,7 +295,7 @@ class _Neighbours:
 
     __getitem__ = get
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #482378a2
 def _gltf_parts(path: Path) -> Iterator[_Part]:
     header = _gltf_header(path)
     _gltf_files(path, header)
@@ -324,7 +324,7 @@ def _gltf_parts(path: Path) -> Iterator[_Part]:
             part.colors = np.tile(_levels(np.asarray(flat)[None]), (len(part.vertices), 1))
         yield part
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #a097bcb2
 def _other_parts(path: Path) -> Iterator[_Part]:
     "PLY, STL and OFF: one part."
     pictures = _ply_picture(path) if path.suffix.lower() == ".ply" else []
@@ -372,7 +372,7 @@ def _joined(path: Path, parts: list[_Part]) -> Scan:
             raise ValueError(f"{path}: holds places in the texture that are not finite, needed numbers")
     return scan
 
-
+# %% ../../nbs/pictures/05_mesh_files.ipynb #fb9d743a
 def read_scan(path: str | Path) -> Scan:
     """A mesh file (OBJ, PLY, glTF, STL, OFF) with all its colours, light grey without any. FileNotFoundError or
     ValueError naming the file, also for a picture or material library that it names and that is not there."""

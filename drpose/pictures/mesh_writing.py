@@ -160,7 +160,7 @@ def _check_written(path: Path, scan: Scan, skin: Skin | None) -> None:
         raise ValueError(f"{path}: the skin has joints {tuple(skin.joints.shape)} and weights "
                          f"{tuple(skin.weights.shape)}, needed ({len(scan.vertices)}, 4), four for each vertex")
 
-
+# %% ../../nbs/pictures/07_mesh_writing.ipynb #90f299b2
 def write_scan(path: str | Path, scan: Scan, skin: Skin | None = None) -> Path:
     """Writes a coloured mesh: .glb (with `skin`, the mesh in T-pose), .obj with its .mtl and .png beside it, or .ply.
     The files appear whole or not at all, the mesh last. ValueError in one sentence."""

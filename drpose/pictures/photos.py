@@ -99,7 +99,7 @@ def _on_white(picture: Image.Image) -> tuple[Tensor, Tensor]:
     color = values[:3] * values[3:] + (1 - values[3:])
     return (color * 255).round() / 255, values[3]
 
-
+# %% ../../nbs/pictures/06_photos.ipynb #7a424efc
 def frame_person(
     photo: Image.Image,                     # RGBA
     # longer side of the outline's box afterwards, pixels of the frame; None = the photo is framed already
@@ -159,7 +159,7 @@ def _without_specks(alpha: np.ndarray, mask: np.ndarray) -> np.ndarray:
     weights[0] = 0
     return (weights >= SPECK * weights.max())[islands] & mask
 
-
+# %% ../../nbs/pictures/06_photos.ipynb #760046d2
 def _centred(photo: Image.Image, crop_size: int, frame: int) -> Image.Image:
     "The outline's box, its longer side scaled to crop_size, in the middle of a transparent square."
     alpha = np.asarray(photo)[..., 3]

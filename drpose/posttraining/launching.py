@@ -48,10 +48,21 @@ def rig_of(pipeline: MultiViewPipeline) -> ViewRig:
     size = pipeline.unet.config.sample_size * pixels_per_cell(pipeline.vae)
     return ViewRig(tuple(pipeline.config.azimuths), image_size=size, mirrored=tuple(pipeline.config.mirrored))
 
-
+# %% ../../nbs/posttraining/04_launching.ipynb #d7eb8861
 VALIDATION_SEED = 1  # whom the validator looks at; the benchmarks are drawn with seed 0
 
 
+def _drawn_people(config: PostTrainConfig, pipeline: MultiViewPipeline,
+                  rig: ViewRig) -> Callable[[], dict[str, Benchmark]]:
+    "Makes people of the tiny world for validation. ValueError for a pipeline of another world."
+    if pipeline.config.descriptor != "pooled" or rig != TINY_RIG:
+        raise ValueError(f"setting 'validation_every' is {config.validation_every}, but this pipeline is not the tiny "
+                         "world's: name validation_scans and validation_pairs, or use validation_every 0")
+    return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), config.validation_people,
+                                                        seed=VALIDATION_SEED, rig=rig), pipeline.pose_estimator)
+                    for name in ("hard", "everyday")}
+
+# %% ../../nbs/posttraining/04_launching.ipynb #8b824125
 @dataclass
 class PostTrainSources:
     """Where the parts of a post-training run lie: a folder of image-pose pairs, and a folder with `pipeline/`,
@@ -81,13 +92,7 @@ class PostTrainSources:
         naming what is missing."""
         people = config.validation_people
         if not self.validation_scans and not self.validation_pairs:
-            if pipeline.config.descriptor != "pooled" or rig != TINY_RIG:
-                raise ValueError(f"setting 'validation_every' is {config.validation_every}, but this pipeline is not "
-                                 "the tiny world's: name validation_scans and validation_pairs, or use "
-                                 "validation_every 0")
-            return lambda: {name: with_estimates(load_benchmark(name, pipeline.vae, load_body(), people,
-                                                                seed=VALIDATION_SEED, rig=rig), pipeline.pose_estimator)
-                            for name in ("hard", "everyday")}
+            return _drawn_people(config, pipeline, rig)
         folders, pairs = (sorted(path.parent for path in Path(self.validation_scans).glob(f"*/{POSE_FILE}"))[:people],
                           chosen_pairs(self.validation_pairs, "test"))
         for name, place, found in (("validation_scans", self.validation_scans, len(folders)),

@@ -47,10 +47,6 @@ __all__ = ['CHECKPOINTING', 'GIVEN', 'OUTLINE_FACTOR', 'OTHER_LAYERS', 'PostTrai
            'TrainingSamples', 'PostTrainLoss', 'PostTrainResult', 'pose_reward', 'finished', 'load_tuned', 'posttrain']
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #9039a371
-CHECKPOINTING = ("none", "blocks", "calls", "both")
-GIVEN = ("estimate", "truth", "mixed")
-
-
 @dataclass
 class PostTrainConfig(LoopConfig):
     "Settings of `posttrain`; every field is a papermill parameter."
@@ -93,38 +89,52 @@ class PostTrainConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.estimator in (*ESTIMATORS, "async"), "estimator", self.estimator,
-                f"one of {', '.join((*ESTIMATORS, 'async'))}")
-        require(self.given in GIVEN, "given", self.given, f"one of {', '.join(GIVEN)}")
-        require(self.kl_weight >= 0, "kl_weight", self.kl_weight, "at least 0")
-        require(self.kl_on in KL_ON, "kl_on", self.kl_on, f"one of {', '.join(KL_ON)}")
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        require(1 <= self.trained_steps <= self.num_inference_steps, "trained_steps", self.trained_steps,
-                f"between 1 and num_inference_steps = {self.num_inference_steps}")
-        require(1 <= self.early_stop <= self.num_inference_steps, "early_stop", self.early_stop,
-                f"between 1 and num_inference_steps = {self.num_inference_steps}")
-        require(1 <= self.early_stop_least <= self.early_stop, "early_stop_least", self.early_stop_least,
-                f"between 1 and early_stop = {self.early_stop}")
-        require(self.step_choice in STEP_CHOICES, "step_choice", self.step_choice, f"one of {', '.join(STEP_CHOICES)}")
-        require(self.checkpointing in CHECKPOINTING, "checkpointing", self.checkpointing,
-                f"one of {', '.join(CHECKPOINTING)}")
-        require(self.gradient_point in GRADIENT_POINTS, "gradient_point", self.gradient_point,
-                f"one of {', '.join(GRADIENT_POINTS)}")
-        require(self.copies >= 1, "copies", self.copies, "at least 1")
-        require(0 <= self.eta <= 1, "eta", self.eta, "in [0, 1]")
-        require(self.guidance_scale >= 1, "guidance_scale", self.guidance_scale, "at least 1 (none)")
-        require(self.estimator != "async" or (self.eta == 0 and self.guidance_scale == 1), "eta / guidance_scale",
-                (self.eta, self.guidance_scale),
-                "0 and 1 for asynchronous rollouts, whose every step is deterministic and trained")
-        terms = read_recipe(self.reward)
-        require(("perceptual" in terms) == bool(self.perceptual_weights), "perceptual_weights", self.perceptual_weights,
-                "a file for a reward with the term perceptual, empty for any other")
-        require(self.reward_radius >= 0, "reward_radius", self.reward_radius, "at least 0")
-        require(self.validation_every >= 0, "validation_every", self.validation_every, "at least 0 (0 = never)")
-        require(self.validation_people >= 4, "validation_people", self.validation_people,
-                "at least 4: fewer have no standard error worth the name")
-        require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "at least 0 (0 trains all weights)")
-        require(self.lora_targets in ("attention", "all"), "lora_targets", self.lora_targets, "'attention' or 'all'")
+        _check_method(self)
+        _check_rest(self)
+
+# %% ../../nbs/posttraining/02_post_training.ipynb #9de56f2e
+CHECKPOINTING = ("none", "blocks", "calls", "both")
+GIVEN = ("estimate", "truth", "mixed")
+
+
+def _check_method(config: PostTrainConfig) -> None:
+    "Names that are known, counts that fit the chain, and what asynchronous rollouts leave no room for."
+    require(config.estimator in (*ESTIMATORS, "async"), "estimator", config.estimator,
+            f"one of {', '.join((*ESTIMATORS, 'async'))}")
+    require(config.given in GIVEN, "given", config.given, f"one of {', '.join(GIVEN)}")
+    require(config.kl_weight >= 0, "kl_weight", config.kl_weight, "at least 0")
+    require(config.kl_on in KL_ON, "kl_on", config.kl_on, f"one of {', '.join(KL_ON)}")
+    require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
+    require(1 <= config.trained_steps <= config.num_inference_steps, "trained_steps", config.trained_steps,
+            f"between 1 and num_inference_steps = {config.num_inference_steps}")
+    require(1 <= config.early_stop <= config.num_inference_steps, "early_stop", config.early_stop,
+            f"between 1 and num_inference_steps = {config.num_inference_steps}")
+    require(1 <= config.early_stop_least <= config.early_stop, "early_stop_least", config.early_stop_least,
+            f"between 1 and early_stop = {config.early_stop}")
+    require(config.step_choice in STEP_CHOICES, "step_choice", config.step_choice, f"one of {', '.join(STEP_CHOICES)}")
+    require(config.checkpointing in CHECKPOINTING, "checkpointing", config.checkpointing,
+            f"one of {', '.join(CHECKPOINTING)}")
+    require(config.gradient_point in GRADIENT_POINTS, "gradient_point", config.gradient_point,
+            f"one of {', '.join(GRADIENT_POINTS)}")
+    require(config.copies >= 1, "copies", config.copies, "at least 1")
+    require(0 <= config.eta <= 1, "eta", config.eta, "in [0, 1]")
+    require(config.guidance_scale >= 1, "guidance_scale", config.guidance_scale, "at least 1 (none)")
+    require(config.estimator != "async" or (config.eta == 0 and config.guidance_scale == 1), "eta / guidance_scale",
+            (config.eta, config.guidance_scale),
+            "0 and 1 for asynchronous rollouts, whose every step is deterministic and trained")
+
+# %% ../../nbs/posttraining/02_post_training.ipynb #fd924b6e
+def _check_rest(config: PostTrainConfig) -> None:
+    "The reward and what it needs, validation, and the size of the adapter."
+    terms = read_recipe(config.reward)
+    require(("perceptual" in terms) == bool(config.perceptual_weights), "perceptual_weights", config.perceptual_weights,
+            "a file for a reward with the term perceptual, empty for any other")
+    require(config.reward_radius >= 0, "reward_radius", config.reward_radius, "at least 0")
+    require(config.validation_every >= 0, "validation_every", config.validation_every, "at least 0 (0 = never)")
+    require(config.validation_people >= 4, "validation_people", config.validation_people,
+            "at least 4: fewer have no standard error worth the name")
+    require(config.lora_rank >= 0, "lora_rank", config.lora_rank, "at least 0 (0 trains all weights)")
+    require(config.lora_targets in ("attention", "all"), "lora_targets", config.lora_targets, "'attention' or 'all'")
 
 # %% ../../nbs/posttraining/02_post_training.ipynb #242d3eff
 @dataclass
@@ -163,7 +173,7 @@ class PairConditions:
 
 OUTLINE_FACTOR = 4  # an outline is rendered at so many pixels per latent cell and side, then averaged
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #e5b16bd1
 def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig, cells: int) -> Tensor:
     "Share of each latent cell that the naked body covers, (B, V, cells, cells), on the body model's device."
     device = place_of(body_model)
@@ -171,7 +181,7 @@ def body_masks(pose: Pose, framing: Framing, body_model: BodyModel, rig: ViewRig
                       rig.resized(OUTLINE_FACTOR * cells))
     return F.avg_pool2d((drawn.pix_to_face >= 0).float(), OUTLINE_FACTOR)
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #42c57200
 def fit_foreground(vae: AutoencoderKL, body_model: BodyModel, rig: ViewRig = TINY_RIG, people: int = 32,
                    seed: int = 0) -> ForegroundMap:
     "What tells body from background in a latent, learnt from rendered everyday people."
@@ -245,7 +255,7 @@ def _start_from(unet: MultiViewUNet, config: PostTrainConfig, folder: Path) -> N
                              f"lora_{'rank' if name == 'r' else 'alpha'} = {wanted}; a run that starts from an "
                              "adapter goes on with its size")
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #2629dc51
 def prepare_weights(unet: MultiViewUNet, config: PostTrainConfig, prompt_tokens: int = 1,
                     start_from: str | Path | None = None) -> MultiViewUNet | None:
     """Make `unet` trainable as configured: a LoRA, zero-initialised or the one in the folder `start_from` (returns
@@ -434,7 +444,7 @@ def _save_trained(unet: MultiViewUNet, folder: Path, config: PostTrainConfig) ->
     shutil.rmtree(folder / "unet", ignore_errors=True)
     (folder / ".unet.partial").rename(folder / "unet")
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #8e1423b7
 def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet | None, loop: LoopResult,
              folder: Path) -> PostTrainResult:
     """What a run that ended in `folder` hands on: `unet` carries what was learnt; `base` is its start, None where
@@ -445,7 +455,7 @@ def finished(config: PostTrainConfig, unet: MultiViewUNet, base: MultiViewUNet |
     return PostTrainResult(unet, HandOver(merged(unet), without_adapters(unet), config.base_below), loop,
                            folder / "lora")
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #05b620ab
 def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
     """Who draws after a run that left its `config.json` and `lora/` (or `unet/`) in `folder`, on top of the base
     `unet`, which stays as it is. FileNotFoundError or ValueError naming what is missing or damaged."""
@@ -462,7 +472,7 @@ def load_tuned(folder: str | Path, unet: MultiViewUNet) -> HandOver:
     load_lora(tuned, folder / "lora")
     return HandOver(merged(tuned), unet, config.base_below)
 
-
+# %% ../../nbs/posttraining/02_post_training.ipynb #4e24c289
 def posttrain(config: PostTrainConfig, unet: MultiViewUNet, scheduler: DDIMScheduler, predictor: SkeletonPredictor,
               data: PairConditions, prompt_embeds: Tensor, rig: ViewRig, run_path: str | Path,
               on_step: Callable[[int], None] | None = None, foreground: ForegroundMap | None = None,

@@ -147,7 +147,7 @@ class PoseLook:
     maps: Tensor
     scores: Tensor
 
-
+# %% ../../nbs/posttraining/05_viewers.ipynb #9acb7f3c
 class _HeldViews:
     "Views that stay as they are, and the poses that are held against them."
 
@@ -261,7 +261,7 @@ class Viewer(widgets.VBox):
         for control in controls:
             control.observe(lambda change: None if self._quiet else act(), names="value")
 
-
+# %% ../../nbs/posttraining/05_viewers.ipynb #67b892ec
 def push_button(label: str, act: Callable[[], None], hint: str = "") -> widgets.Button:
     "A button as wide as its label, that does `act`."
     button = widgets.Button(description=label, tooltip=hint, layout={"width": "auto"})
@@ -425,7 +425,7 @@ class _Drawn:
     measured: dict[str, PerSample]
     vertices: Tensor              # (N, vertices, 3) true bodies in the frame
 
-
+# %% ../../nbs/posttraining/05_viewers.ipynb #99191a9b
 class RunDrawings:
     """Held-out people of the tiny world as the models of a run draw them. `run`: the folder of the job or of the run in
     it (empty: the shipped models and their adapter); `models`: as the job's setting. FileNotFoundError or ValueError
@@ -480,7 +480,7 @@ def with_bones(picture: Image.Image, points: np.ndarray, truth: np.ndarray) -> I
             draw.line([tuple(joints[start]), tuple(joints[end])], fill=color, width=width)
     return picture
 
-
+# %% ../../nbs/posttraining/05_viewers.ipynb #87e77b11
 class Comparison(RunDrawings):
     "The same, as pictures."
 

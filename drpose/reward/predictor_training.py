@@ -103,7 +103,6 @@ class PredictorLoss(nn.Module):
         parts = {term: TERMS[term](seen).mean() for term in self.weights}
         return sum(weight * parts[term] for term, weight in self.weights.items()), parts
 
-
 # %% ../../nbs/reward/03_predictor_training.ipynb #44060e36
 def train_skeleton_predictor(config: PredictorConfig, data: LatentSet, rig: ViewRig, run: RunDirectory,
                              estimates: LatentSet | None = None, predictor: SkeletonPredictor | None = None,
