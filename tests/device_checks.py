@@ -231,8 +231,8 @@ def carved(device, folder):
     with torch.no_grad():
         seen = soft_views(framed[None], body.faces, rig)
     normals, masks, colors = seen.normals[0] / 2 + 0.5, seen.masks[0].clamp(0, 1), torch.rand(4, 3, 32, 32, generator=seeds()).to(device)
-    kept = carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS
-    carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS = 1, 2, 24, 2, 1
+    kept = carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS
+    carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = 1, 2, 24, 2, 1, 1
     reconstruction.carve_surface = functools.partial(carve_surface, steps=2)
     try:
         hull = visual_hull(masks, rig)
@@ -240,7 +240,7 @@ def carved(device, folder):
         mesh = carve(normals, colors, masks, rig, (framed, body.faces), steps=1)
         person = person_from_views(normals, colors, masks, rig, body, framing.apply(found.joints[:, :23])[0], "sphere", 0)
     finally:
-        carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS = kept
+        carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = kept
         reconstruction.carve_surface = carve_surface
     values = torch.randn(8, 8, 8, generator=seeds()).to(device)
     pipeline, predictor = load_models(ReconstructionConfig(device=str(device)))
@@ -254,8 +254,8 @@ def carved(device, folder):
 @check("drawn people as meshes")
 def mesh_subjects(device, folder):
     body = load_body().to(device)
-    kept = carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS
-    carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS = 1, 2, 1
+    kept = carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS
+    carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = 1, 2, 1, 1
     reconstruction.carve_surface = functools.partial(carve_surface, steps=2)
     mesh_subjects_chapter.evaluate_meshes = functools.partial(evaluate_meshes, samples=2_000)
     pipeline, predictor = load_models(ReconstructionConfig(device=str(device)))
@@ -268,7 +268,7 @@ def mesh_subjects(device, folder):
         whole = reconstruct(subjects[0].photo, device=str(device), num_inference_steps=2, texture_size=32)  # from the photo to the file
         whole.person.save(folder / "person.glb")
     finally:
-        carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS = kept
+        carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = kept
         reconstruction.carve_surface, mesh_subjects_chapter.evaluate_meshes = carve_surface, evaluate_meshes
     assert len(rows) == 1 and set(rows[0]) <= set(row) | {"note"}
     return {"photo": torch.from_numpy(np.array(subjects[0].photo)).float() / 255, "truth": torch.from_numpy(subjects[0].mesh.vertices.mean(0)), "seen": seen, "chamfer": torch.tensor(row["chamfer_cm"]), "drawn": whole.images.mean((2, 3, 4)), "disagreements": torch.tensor(whole.disagreements), "whole": whole.person.scan.vertices.mean(0), "texture": whole.person.scan.texture.mean(), "bones": whole.person.fit.pose.axis_angles.mean(1), "ironed": without_ripples(subjects[0].body.vertices[0], subjects[0].body.faces).mean(0)}  # fmt: skip

@@ -265,6 +265,7 @@ def test_the_main_job_makes_meshes_of_its_first_people(tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_subjects, "evaluate_meshes", partial(evaluate_meshes, samples=1_000))
     monkeypatch.setattr(body_fit, "STEPS", 2)
     monkeypatch.setattr(body_fit, "VIEW_STEPS", 1)
+    monkeypatch.setattr(body_fit, "MATCH_STEPS", 1)
     check_settings(notebook("posttrain.ipynb"), 99, output_dir=str(tmp_path), mesh_people=2, draw_people=2, samples=2, pairs=4, sheet=1, validation_every=0, advanced={"tracker": "none"}, **{name: 1 for name in ("evaluation_steps", "steps", "batch_size", "num_inference_steps", "trained_steps", "early_stop")})
     summary = json.loads((tmp_path / "summary.json").read_text())
     for benchmark in ("hard", "everyday"):

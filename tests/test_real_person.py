@@ -21,6 +21,7 @@ from drpose.mesh.reconstruction import reconstruct
 from drpose.pairs.detectors import load_detector
 from drpose.pairs.scail_animator import write_video
 from drpose.people.bodies import load_body
+from test_mesh_writing import said_by_khronos, validator
 
 pytest.importorskip("imageio_ffmpeg")
 MOMENT = 3
@@ -191,6 +192,7 @@ def test_a_photograph_of_somebody_real_goes_the_whole_way(tmp_path, monkeypatch)
     monkeypatch.setattr(reconstruction, "carve_surface", partial(carve_surface, steps=8))
     monkeypatch.setattr("drpose.mesh.carving.ROUND_STEPS", 3)
     monkeypatch.setattr("drpose.mesh.body_fit.VIEW_STEPS", 4)
+    monkeypatch.setattr("drpose.mesh.body_fit.MATCH_STEPS", 4)
     photo = Image.open(get_sample_data("grace_hopper.jpg")).convert("RGBA")
     alpha, outline_by_hand = Image.new("L", photo.size), [(150, 170), (148, 100), (176, 80), (176, 60), (230, 24), (290, 24), (345, 60), (370, 100), (376, 200), (352, 290), (330, 318), (480, 385), (511, 440), (511, 599), (10, 599), (25, 450), (62, 385), (200, 318), (165, 285)]
     ImageDraw.Draw(alpha).polygon(outline_by_hand, fill=255)
@@ -224,6 +226,8 @@ def test_a_real_photo_becomes_a_textured_person_with_a_skin(tmp_path):
     (mesh,) = trimesh.load_scene(path).geometry.values()
     assert mesh.visual.material.baseColorTexture.size == (1024, 1024) and len(mesh.faces) > 2000
     assert b'"skins"' in path.read_bytes() and made.person.fit is not None
+    if validator() is None:
+        assert said_by_khronos(path)["numErrors"] == 0
 
 
 def test_a_wheel_cannot_write_beside_the_folder(drawn, tmp_path):

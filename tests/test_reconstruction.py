@@ -62,6 +62,7 @@ def in_few_steps(patch):
     patch.setattr(reconstruction, "carve_surface", partial(carve_surface, steps=8))
     patch.setattr("drpose.mesh.carving.ROUND_STEPS", 3)
     patch.setattr("drpose.mesh.body_fit.VIEW_STEPS", 4)
+    patch.setattr("drpose.mesh.body_fit.MATCH_STEPS", 10)
 
 
 @pytest.fixture(scope="module")
