@@ -6,8 +6,8 @@ import torch
 from drpose.ground.model_files import embedded_models
 from drpose.multiview.pose_estimator import PoseEstimator
 from drpose.pairs.animators import RenderAnimator, painted_poses
-from drpose.pairs.dataset import plan_dataset
 from drpose.pairs.gates import FAULTS, GATES, Detection, EstimatorDetector, calibrate_limits, check_pairs, check_renders, edge_width, failed_gates, figure_mask, outline_scores, plant_fault, project_labels, reprojection_scores
+from drpose.pairs.planning import plan_dataset
 from drpose.people.bodies import load_body
 
 
