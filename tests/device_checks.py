@@ -54,7 +54,8 @@ from drpose.pairs.control_drawing import CONTROLS, draw_control
 from drpose.pairs.driving import DrivenAnimator, driven_clips, portrait_of
 from drpose.pairs import diffusion_animators  # noqa: E402
 from drpose.pairs.diffusion_animators import WanVACEAnimator
-from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, plan_clips, plan_dataset, render_photos
+from drpose.pairs.planning import plan_clips, plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, dataset_stats, render_photos
 from drpose.evaluation.views import drift, metrics_of_joints
 from drpose.evaluation.benchmarks import evaluate_latents, generate_latents, load_benchmark, measure_draws, with_estimates
 from drpose.evaluation import mesh_subjects as mesh_subjects_chapter  # noqa: E402

@@ -26,7 +26,8 @@ from drpose.pictures.cameras import ViewRig
 from drpose.pictures.rendering import render_views
 from drpose.multiview.unet import LORA_FILE, load_lora
 from drpose.multiview.pipeline import MultiViewPipeline, MultiViewUNet, default_scheduler, photo_tensor
-from drpose.pairs.dataset import PosePairs, plan_dataset
+from drpose.pairs.planning import plan_dataset
+from drpose.pairs.dataset import PosePairs
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 from drpose.evaluation.views import GroundTruth, evaluate_views
 from drpose.evaluation.comparison import compare

@@ -19,8 +19,9 @@ from PIL import Image
 from drpose.ground.files import write_json
 from drpose.ground.provenance import alone
 from drpose.pairs.animators import load_animator
-from drpose.pairs.dataset import PosePairs, build_dataset, chosen_pairs, dataset_stats, kept_limits, passing_pairs, plan_clips, plan_dataset, verify_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, chosen_pairs, dataset_stats, kept_limits, passing_pairs, verify_dataset
 from drpose.pairs.gates import calibrate_limits
+from drpose.pairs.planning import plan_clips, plan_dataset
 from drpose.people.bodies import load_body
 from drpose.people.clips import embedded_clips
 

@@ -38,7 +38,8 @@ from drpose.multiview.pshuman import read_prompt_file
 from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.multiview.scans import POSE_FILE, read_fit, read_scan, read_scan_pictures, read_scan_pose, render_scans
 from drpose.pairs.animators import load_animator
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.pairs.planning import plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 from drpose.posttraining.post_training import PostTrainConfig
 from drpose.posttraining.validation import read_validation

@@ -17,7 +17,8 @@ from drpose.pictures.cameras import ViewRig
 from drpose.pictures.dressed_people import draw_crowd, photograph
 from drpose.pictures.mesh_files import read_scan
 from drpose.pairs.animators import RenderAnimator
-from drpose.pairs.dataset import build_dataset, plan_clips
+from drpose.pairs.planning import plan_clips
+from drpose.pairs.dataset import build_dataset
 from drpose.posttraining.explorers import PairExplorer, PairPages, PhotoToMesh
 
 

@@ -6,8 +6,8 @@ import torch
 from drpose.ground.model_files import embedded_models
 from drpose.multiview.pose_estimator import PoseEstimator
 from drpose.pairs.animators import RenderAnimator, painted_poses
-from drpose.pairs.dataset import plan_dataset
-from drpose.pairs.gates import FAULTS, GATES, Detection, EstimatorDetector, calibrate_limits, check_pairs, check_renders, edge_width, failed_gates, figure_mask, outline_scores, plant_fault, project_labels, reprojection_scores
+from drpose.pairs.gates import FAULTS, GATES, Detection, EstimatorDetector, calibrate_limits, check_faults, check_pairs, check_renders, edge_width, failed_gates, figure_mask, outline_scores, plant_fault, project_labels, reprojection_scores
+from drpose.pairs.planning import plan_dataset
 from drpose.people.bodies import load_body
 
 
@@ -42,6 +42,17 @@ def test_planted_faults_are_refused_by_the_gate_that_should(size, clean, some_fa
     assert real.sum() > 7.5 * some_faults and wanted[real].float().mean() >= 0.95, [(fault, float(wanted[start : start + size].float().mean())) for start, size, fault in batches]
     scores, _ = check_renders(drawn[slice(2 * some_faults)], animator, detector, "turned")
     assert torch.stack([failed_gates(scores, limits)[gate] for gate in FAULTS["turned"]]).any(0).float().mean() >= 0.7
+
+
+def test_faults_of_one_render_do_not_meet(body_model):
+    "All faults of the same people at once, and each by itself, are measured the same to the bit; and each differs from the clean ones."
+    animator, drawn = RenderAnimator(body_model, 32), some(23, 5, body_model)
+    together = check_faults(drawn, animator, [None, *FAULTS], quality=80)
+    assert list(together) == [None, *FAULTS]
+    for fault, (scores, real) in together.items():
+        alone, one = check_renders(drawn, animator, fault=fault, quality=80)
+        assert torch.equal(real, one) and all(torch.equal(scores[name].nan_to_num(-1), alone[name].nan_to_num(-1)) for name in GATES)
+        assert len(real) == 23 and (fault is None) == all(torch.equal(scores[name].nan_to_num(-1), together[None][0][name].nan_to_num(-1)) for name in GATES)
 
 
 def test_left_and_right(body_model):

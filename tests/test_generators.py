@@ -21,8 +21,9 @@ from test_jobs import check_settings, execute, notebook
 from drpose.pairs import diffusion_animators
 from drpose.pairs.animators import ANIMATORS, load_animator, painted_poses
 from drpose.pairs.control_drawing import draw_control
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_clips, verify_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, verify_dataset
 from drpose.pairs.driving import DrivenAnimator, driven_clips, portrait_of
+from drpose.pairs.planning import plan_clips
 from drpose.pairs.scail_animator import read_video, write_video
 from drpose.people.bodies import Pose, load_body
 from drpose.people.clips import embedded_clips

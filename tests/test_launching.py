@@ -16,7 +16,8 @@ from drpose.ground.model_files import embedded_models
 from drpose.ground.trainer import RunDirectory, new_accelerator
 from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.multiview.scans import POSE_FILE, render_scans
-from drpose.pairs.dataset import build_dataset, plan_dataset
+from drpose.pairs.planning import plan_dataset
+from drpose.pairs.dataset import build_dataset
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 from drpose.posttraining.validation import read_validation
 from drpose.posttraining.launching import JOB, PostTrainSources, launch, require_processes, rig_of

@@ -20,7 +20,8 @@ from drpose.pictures.cameras import TINY_RIG, ViewRig
 from drpose.pictures.dressed_people import REGIONS, clothing_regions, draw_crowd, draw_palette, photograph
 from drpose.multiview.latents import build_images, build_latents, reframe, render_set
 from drpose.pairs.animators import load_animator
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset, render_photos
+from drpose.pairs.planning import plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset, render_photos
 
 
 @pytest.fixture(scope="module")

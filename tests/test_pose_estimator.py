@@ -20,7 +20,8 @@ from drpose.multiview.pipeline import (Condition, MultiViewPipeline, PromptTable
 from drpose.multiview.latents import LatentSet
 from drpose.multiview.base_training import (BaseConfig, BaseLoss, EstimatorConfig, base_error, tiny_unet, train_base,
                                             train_pose_estimator)
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_dataset
+from drpose.pairs.planning import plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset
 from drpose.evaluation.benchmarks import generate_latents, load_benchmark, with_estimates
 from drpose.posttraining.post_training import PairConditions, TrainingSamples, condition_pairs, posttrain, prepare_weights
 

@@ -11,7 +11,8 @@ from PIL import Image
 from project_files import run_python
 
 from drpose.pairs.animators import load_animator
-from drpose.pairs.dataset import PosePairs, build_dataset, plan_clips, plan_dataset
+from drpose.pairs.dataset import PosePairs, build_dataset
+from drpose.pairs.planning import plan_clips, plan_dataset
 from drpose.pairs.streaming import WINDOW, PairStream, export_webdataset, shuffled_order
 from drpose.people.bodies import load_body
 from drpose.people.clips import embedded_clips

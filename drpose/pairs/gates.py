@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,7 +29,7 @@ from .animators import Animator, RenderAnimator, painted_poses
 __all__ = ['SIDE', 'GATES', 'FAULTS', 'Projection', 'project_labels', 'figure_mask', 'outline_scores', 'Detection',
            'JointDetector', 'EstimatorDetector', 'reprojection_scores', 'edge_width', 'part_colors', 'color_distance',
            'Gate', 'check_pairs', 'own_colors', 'reference_colors', 'calibrate_limits', 'failed_gates', 'plant_fault',
-           'is_fault', 'compressed', 'check_renders']
+           'is_fault', 'compressed', 'check_faults', 'check_renders']
 
 # %% ../../nbs/pairs/02_gates.ipynb #2e47ebc4
 SIDE = 128  # pixels at which outlines are compared, where the picture has more
@@ -387,22 +388,34 @@ def compressed(images: Tensor, quality: int) -> Tensor:
         left.append(np.array(Image.open(file)))
     return torch.from_numpy(np.stack(left)).permute(0, 3, 1, 2).to(images.device) / 255
 
-
-def check_renders(drawn: PoseSet, animator: RenderAnimator, detector: JointDetector | None = None,
-                  fault: str | None = None, quality: int = 0) -> tuple[dict[str, Tensor], Tensor]:
-    """What the gates measure of rendered people, clean or with a fault planted, and whether each is one: scores (N,)
-    and (N,) bool. Draw people in an order in which neighbours differ: some faults take the next one's pose or
-    clothes. With a `quality` above 0 the pictures go through a codec first (`compressed`)."""
-    scores, real = [], []
+# %% ../../nbs/pairs/02_gates.ipynb #ff07060f
+def check_faults(
+    drawn: PoseSet,  # in an order in which neighbours differ: some faults take the next one's pose or clothes
+    animator: RenderAnimator,
+    faults: Iterable[str | None],  # of FAULTS; None: nothing is planted
+    detector: JointDetector | None = None,  # None: nothing is detected
+    quality: int = 0,  # above 0 the pictures go through a codec first (`compressed`)
+) -> dict[str | None, tuple[dict[str, Tensor], Tensor]]:
+    """What the gates measure of rendered people, and whether each is a fault: for each of `faults` scores (N,), bool
+    (N,)."""
+    found: dict[str | None, list[tuple[dict[str, Tensor], Tensor]]] = {fault: [] for fault in faults}
     for start in range(0, len(drawn), 20):
         part = drawn[start : start + 20]
         images, framing = animator.animate(part.poses, part.people)
         labels = painted_poses(animator, part.poses, part.people)
         joints = project_labels(animator.body_model, labels, framing, 16).joints
-        images = plant_fault(fault, images, part, animator) if fault else images
-        images = compressed(images, quality) if quality else images
         reference = reference_colors(animator, part.people, animator.body_model)
-        scores.append(check_pairs(images, labels, framing, animator.body_model, detector, reference))
-        real.append(is_fault(fault, joints) if fault else torch.zeros(len(part), dtype=torch.bool,
-                device=joints.device))
-    return {name: torch.cat([batch[name] for batch in scores]) for name in GATES}, torch.cat(real)
+        for fault, batches in found.items():
+            shown = plant_fault(fault, images, part, animator) if fault else images
+            shown = compressed(shown, quality) if quality else shown
+            real = (is_fault(fault, joints) if fault
+                    else torch.zeros(len(part), dtype=torch.bool, device=joints.device))
+            batches.append((check_pairs(shown, labels, framing, animator.body_model, detector, reference), real))
+    return {fault: ({name: torch.cat([scores[name] for scores, _ in batches]) for name in GATES},
+                    torch.cat([real for _, real in batches])) for fault, batches in found.items()}
+
+
+def check_renders(drawn: PoseSet, animator: RenderAnimator, detector: JointDetector | None = None,
+                  fault: str | None = None, quality: int = 0) -> tuple[dict[str, Tensor], Tensor]:
+    "`check_faults` of clean people, or with one fault."
+    return check_faults(drawn, animator, [fault], detector, quality)[fault]
