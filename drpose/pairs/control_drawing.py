@@ -114,7 +114,7 @@ def _draw_skeleton(look: _Look, points: np.ndarray, seen: np.ndarray, joints: np
         _dot(draw, at, max(1.0, 3 * size / 1024), (255, 255, 255))
     return picture
 
-# %% ../../nbs/pairs/04_control_drawing.ipynb #03c57da0
+# %% ../../nbs/pairs/05_control_drawing.ipynb #03c57da0
 def _skeletons(look: _Look, body: Body, framing: Framing, size: int) -> Tensor:
     "Pictures (T, 3, S, S) of T bodies' skeletons."
     points = body.joints[:, list(_POINTS)].clone()

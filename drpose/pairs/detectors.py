@@ -58,7 +58,7 @@ _LAYOUTS = {  # by the number of points
                                                                           11: {32: 0.75, 30: 0.25}}),
 }
 
-# %% ../../nbs/pairs/09_detectors.ipynb #ceb9c9fb
+# %% ../../nbs/pairs/10_detectors.ipynb #ceb9c9fb
 def skeleton_of(found: Keypoints) -> Keypoints:
     """The skeleton's 23 joints from the points of a layout, NaN for those that the layout or this picture does not
     have; a joint is as sure as its least sure point. ValueError for a number of points that is no known layout's."""
@@ -101,7 +101,7 @@ def _upright_square(found: Keypoints) -> tuple[Tensor, Tensor, Tensor]:
     return (torch.where(known, angle, 0.0), torch.where(known[:, None], center, 0.0),
             torch.where(known, _MARGIN * (high - low).amax(-1), 1.0).clamp(min=0.1))
 
-# %% ../../nbs/pairs/09_detectors.ipynb #71125086
+# %% ../../nbs/pairs/10_detectors.ipynb #71125086
 @dataclass
 class KeypointDetector(ABC):
     "A network that knows upright people as a `JointDetector` of people in any pose."
@@ -169,7 +169,7 @@ def decode_blazepose(landmarks: Tensor, present: Tensor) -> Keypoints:
     sure = numbers[..., 3].sigmoid() * numbers[..., 4].sigmoid() * there
     return Keypoints(torch.where(there[..., None], points, math.nan), sure)
 
-# %% ../../nbs/pairs/09_detectors.ipynb #dd550205
+# %% ../../nbs/pairs/10_detectors.ipynb #dd550205
 @lru_cache(maxsize=1)
 def _blazepose(path: Path) -> tuple[Any, int, list[int]]:
     "The interpreter, its input and its outputs (landmarks, presence)."
@@ -191,7 +191,7 @@ def _blazepose(path: Path) -> tuple[Any, int, list[int]]:
                          f"{picture}, and (1, 195) and (1, 1) among the outputs")
     return network, given[picture], [outputs[shape] for shape in shapes]
 
-# %% ../../nbs/pairs/09_detectors.ipynb #2ab569d9
+# %% ../../nbs/pairs/10_detectors.ipynb #2ab569d9
 @dataclass
 class BlazePoseDetector(KeypointDetector):
     "BlazePose's landmark network, on the processor."
@@ -239,7 +239,7 @@ def _person_boxes(images: Tensor) -> Tensor:
         boxes.append([left / side, top / side, (right - left) / side, (bottom - top) / side])
     return torch.tensor(boxes)
 
-# %% ../../nbs/pairs/09_detectors.ipynb #17aa8696
+# %% ../../nbs/pairs/10_detectors.ipynb #17aa8696
 def _in_frame(pixels: Tensor, peaks: Tensor, side: int, device: torch.device) -> Keypoints:
     "Points (B, K, 2) in pixels of square pictures, rows downward, with the height of their peaks (B, K)."
     points = torch.stack([pixels[..., 0] / side - 0.5, 0.5 - pixels[..., 1] / side], -1).float()
@@ -253,7 +253,7 @@ def _vitpose(folder: Path, device: torch.device) -> tuple[VitPoseForPoseEstimati
     processor = getattr(transformers, "VitPoseImageProcessorPil", None) or transformers.VitPoseImageProcessor
     return load_model(VitPoseForPoseEstimation, folder).to(device), load_processor(processor, folder)
 
-# %% ../../nbs/pairs/09_detectors.ipynb #706369cf
+# %% ../../nbs/pairs/10_detectors.ipynb #706369cf
 @dataclass
 class ViTPoseDetector(KeypointDetector):
     "ViTPose or ViTPose+ of transformers."
@@ -307,7 +307,7 @@ def _rtmpose(path: Path) -> tuple[Any, str, int, int]:
     height, width = (known if isinstance(known, int) else usual for known, usual in zip(shape[2:], (256, 192)))
     return network, given[0].name, height, width
 
-# %% ../../nbs/pairs/09_detectors.ipynb #0e0e17f7
+# %% ../../nbs/pairs/10_detectors.ipynb #0e0e17f7
 @dataclass
 class RTMPoseDetector(KeypointDetector):
     "RTMPose or DWPose as an ONNX file."

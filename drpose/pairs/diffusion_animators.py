@@ -166,7 +166,7 @@ class DiffusionAnimator(DrivenAnimator):
         told |= {"height": self.image_size, "width": self.image_size, "num_inference_steps": self.steps}
         return _opened(kind, folder, self.dtype, self.device, controlnet), told
 
-# %% ../../nbs/pairs/06_diffusion_animators.ipynb #297fd254
+# %% ../../nbs/pairs/07_diffusion_animators.ipynb #297fd254
 def _padded_text(told: dict[str, Any]) -> dict[str, Any]:
     "With Wan's texts filled up with zeros to the rows that its attention counts on."
     return {name: torch.nn.functional.pad(value, (0, 0, 0, _TEXT_ROWS - value.shape[1])) if name.endswith("embeds")

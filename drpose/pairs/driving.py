@@ -103,7 +103,7 @@ def _betas_file(picture: Path) -> Tensor:
         raise ValueError(f"{path}: betas are {str(betas)[:60]}, needed ten numbers from -10 to 10")
     return torch.tensor(betas, dtype=torch.float32)
 
-# %% ../../nbs/pairs/05_driving.ipynb #87e4f5e6
+# %% ../../nbs/pairs/06_driving.ipynb #87e4f5e6
 def _arms_lowered() -> Pose:
     "Standing, arms 45 degrees below the T-pose."
     pose = Pose.rest()

@@ -53,7 +53,7 @@ def write_video(path: str | Path, frames: Tensor, fps: int = _FPS, exact: bool =
         writer.send(frame)
     writer.close()
 
-# %% ../../nbs/pairs/07_scail_animator.ipynb #02418b2d
+# %% ../../nbs/pairs/08_scail_animator.ipynb #02418b2d
 def video_frames(path: str | Path) -> Iterator[np.ndarray]:
     "The frames (H, W, 3) of a video one by one, 8 bits. ValueError in one sentence if it cannot be read."
     try:

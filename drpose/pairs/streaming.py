@@ -37,7 +37,7 @@ def shuffled_order(groups: list[range], seed: int, epoch: int) -> Tensor:
         parts.append(rows[torch.randperm(len(rows), generator=draw)])
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
-# %% ../../nbs/pairs/08_streaming.ipynb #96e4ffbd
+# %% ../../nbs/pairs/09_streaming.ipynb #96e4ffbd
 class PairStream(torch.utils.data.IterableDataset):
     """The pairs of a folder, epoch after epoch, as a `for` loop or a DataLoader takes them; one loop is one epoch.
 
