@@ -72,7 +72,7 @@ test-oldest:
 
 # Each job resumes where it was stopped. The order matters: all learn on the autoencoder's latents, the evaluation predictor measures the base, and the skeleton predictor that rewards learns from the base's guesses too.
 weights: setup
-	@set -e; for job in "train_autoencoder train_autoencoder" "train_autoencoder finish_autoencoder" "train_skeleton_predictor train_judge" "train_base train_base" "train_pose_estimator train_pose_estimator" "train_base train_conditioned" "train_skeleton_predictor train_predictor"; do \
+	@set -e; for job in "train_autoencoder train_autoencoder" "train_autoencoder finish_autoencoder" "train_picture_predictor train_judge" "train_base train_base" "train_pose_estimator train_pose_estimator" "train_base train_conditioned" "train_skeleton_predictor train_predictor"; do \
 		set -- $$job; $(VENV)/bin/drpose run $$1 -f $$2; done
 	@$(ENV_PYTHON) scripts/ship_weights.py outputs/tiny
 	@$(VENV)/bin/drpose run posttrain -f long

@@ -19,6 +19,7 @@ from drpose.multiview.pipeline import MultiViewPipeline
 from drpose.multiview.pose_estimator import PoseEstimator
 from drpose.multiview.unet import LORA_FILE
 from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.reward.picture_predictor import PicturePredictor
 
 PURPOSE = {
     "autoencoder": "Stock AutoencoderKL, 64-pixel images to 16x16 latents of 4 channels, shared by normals and colours.",
@@ -26,7 +27,7 @@ PURPOSE = {
     "pose_estimator": "Joints of the person in one photo. Learnt from what post-training learns from: single pictures and the pose in each, dynamic ones among them, never a second view.",
     "long": "What the base learnt in a long post-training: an adapter (LoRA) for the noisier timesteps; the base draws the last ones. From single pictures and their poses alone.",
     "predictor": "Skeleton predictor whose answer is the reward of post-training. Never used to measure.",
-    "judge": "Evaluation predictor, which only measures: other seed, width, depth, people and renders than the one that rewards.",
+    "judge": "Evaluation predictor, which only measures: it sees decoded pictures where the one that rewards reads latents, and learnt from other people and renders, with another architecture.",
 }
 
 
@@ -64,8 +65,8 @@ def main(source: Path) -> None:
     pipeline = MultiViewPipeline(trained.unet, AutoencoderKL.from_pretrained(source / "autoencoder" / "vae"), trained.scheduler, trained.prompt_table, azimuths=trained.config.azimuths,
                                  mirrored=trained.config.mirrored, pose_estimator=PoseEstimator.from_pretrained(source / "pose_estimator" / "pose_estimator"))
     pipeline.to(torch.float16).save_pretrained(target / "pipeline")
-    for name in ("predictor", "judge"):
-        SkeletonPredictor.from_pretrained(source / name / "predictor").half().save_pretrained(target / name)
+    for name, kind in {"predictor": SkeletonPredictor, "judge": PicturePredictor}.items():
+        kind.from_pretrained(source / name / "predictor").half().save_pretrained(target / name)
     cards = {"autoencoder": target / "pipeline" / "vae", "conditioned": target / "pipeline", "pose_estimator": target / "pipeline" / "pose_estimator", "predictor": target / "predictor", "judge": target / "judge"}
     if (source / "long" / "run" / "lora").is_dir():
         ship_adapter(source / "long" / "run", target / "tuned")

@@ -27,7 +27,7 @@ from drpose.multiview.pshuman import is_stable_unclip, load_stable_unclip
 from drpose.multiview.pipeline import MultiViewPipeline, PromptTable, encode_images
 from drpose.multiview.scans import (ScanPictures, encode_scans, normals_seen_from, read_scan, read_scan_pictures,
                                     read_scan_pose, render_scan, render_scans, scan_example)
-from drpose.reward.skeleton_predictor import SkeletonPredictor
+from drpose.reward.picture_predictor import load_eval_predictor
 from drpose.evaluation.metrics import millimetres, mpjpe
 from drpose.evaluation.benchmarks import predictor_errors, load_benchmark
 
@@ -296,7 +296,7 @@ def meshes(people: Path) -> list[Path]:
 def test_an_evaluation_predictor_reads_scans_as_it_reads_the_world_they_came_from(people, tmp_path):
     "The whole way from mesh and fit to latents and joints: any wrong turn, mirror, unit or frame would show as centimetres."
     vae, rig = MultiViewPipeline.from_pretrained(embedded_models() / "pipeline").vae, TINY_RIG.resized(16)
-    eval_predictor = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
+    eval_predictor = load_eval_predictor(embedded_models() / "judge", vae)
     folders = render_scans(meshes(people), tmp_path / "renders", size=64, supersample=4, fits=people / "fits", body_model=BODY)
     images, joints, scale = [], [], []
     for pictures in (read_scan_pictures(folder, 64) for folder in folders):

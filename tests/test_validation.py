@@ -139,7 +139,7 @@ def test_a_look_goes_where_the_networks_are(tmp_path):
     tuned = copy.deepcopy(base)
     with torch.no_grad():
         tuned.conv_out.bias.add_(0.05)
-    eval_predictor = SkeletonPredictor.from_pretrained(embedded_models() / "judge").eval()
+    eval_predictor = SkeletonPredictor.from_pretrained(embedded_models() / "predictor").eval()
     score = RewardSum(eval_predictor, "transport")
     validator = Validator(
         HandOver(tuned, base, 0), score, RunDirectory(tmp_path, tiny_parts.config()), scheduler=pipeline.scheduler, vae=pipeline.vae, eval_predictor=eval_predictor, prompt_embeds=pipeline.prompt_table.embeds, benchmarks=lambda: held_out,

@@ -24,7 +24,7 @@ from .soft_rendering import SoftViews, mesh_edges, soft_views
 
 # %% auto #0
 __all__ = ['SPREAD', 'OUTSIDE', 'SIZES', 'STEPS', 'RATE', 'FAR', 'NOISE', 'VIEW_STEPS', 'VIEW_RATE', 'VIEW_WEIGHT', 'MATCH_STEPS',
-           'MATCH_EVERY', 'MATCH_RATE', 'MATCH_WEIGHT', 'MATCH_NORMAL', 'MATCH_FAR', 'BESIDE', 'FOLLOWED',
+           'MATCH_EVERY', 'MATCH_RATE', 'MATCH_WEIGHT', 'MATCH_NORMAL', 'MATCH_FAR', 'BESIDE', 'EXPLAINED',
            'rotations_of', 'angle_prior', 'first_guess', 'BodyFit', 'fit_joints', 'refine_fit', 'fit_views']
 
 # %% ../../nbs/mesh/03_body_fit.ipynb #5853486e
@@ -390,8 +390,9 @@ def _mismatch_of(pixels: _Pixels, free: _Freedom, rig: ViewRig, body_model: Body
 
 # %% ../../nbs/mesh/03_body_fit.ipynb #29ba8c7a
 def _toward_views(fit: BodyFit, views: SoftViews, rig: ViewRig, body_model: BodyModel,
-                  view_steps: int) -> tuple[BodyFit, Tensor]:
-    "The fits after matching and comparing, joints kept in the sum, and which (B,) look more like their views now."
+                  view_steps: int) -> tuple[BodyFit, Tensor, Tensor]:
+    """The fits after matching and comparing, joints kept in the sum, and how much the bodies (B,) differed from their
+    views before and do now."""
     free = _Freedom(fit.pose, fit.framing.scale.clone(), fit.units == "frame")
     given, difference = fit.joints.nan_to_num(0), _difference_from(views, free, rig, body_model)
     mismatch = _mismatch_of(_pixels_of(views), free, rig, body_model)
@@ -406,10 +407,10 @@ def _toward_views(fit: BodyFit, views: SoftViews, rig: ViewRig, body_model: Body
     free.descend(lambda: VIEW_WEIGHT * difference() + known(), view_steps, VIEW_RATE)
     found = _finished(free, fit.joints, fit.weights, fit.noise, fit.units, body_model)
     with torch.no_grad():
-        return found, difference() < before
+        return found, before, difference()
 
 # %% ../../nbs/mesh/03_body_fit.ipynb #994f8971
-FOLLOWED = 2.0  # times the joints' noise: how much farther from them, on average, views may lead a body
+EXPLAINED = 0.06  # mean difference of a pixel, below which one body explains its views
 
 
 def refine_fit(
@@ -422,9 +423,10 @@ def refine_fit(
 
     ValueError with one sentence for another number of views or bodies, NaN, or a view that shows nobody.'''
     _check_views(len(fit.pose), views, rig)
-    found, alike = _toward_views(fit, views, rig, body_model, VIEW_STEPS)
-    near = found.residuals.nanmean(1) < fit.residuals.nanmean(1) + FOLLOWED * fit.noise
-    return _chosen(alike & near, found, fit)
+    found, before, after = _toward_views(fit, views, rig, body_model, VIEW_STEPS)
+    allowed = torch.where(after < EXPLAINED, 2.0, 1.0) * fit.noise
+    near = found.residuals.nanmean(1) < fit.residuals.nanmean(1) + allowed
+    return _chosen((after < before) & near, found, fit)
 
 
 def _chosen(first: Tensor, one: BodyFit, other: BodyFit) -> BodyFit:
@@ -451,5 +453,5 @@ def fit_views(
     start = BodyFit(Pose(pose.axis_angles, pose.betas, pose.transl - framing.center),
                     Framing(torch.zeros_like(framing.center), framing.scale), unknown,
                     torch.zeros_like(unknown[..., 0]), unknown[..., 0], torch.ones_like(framing.scale), "frame")
-    found, _ = _toward_views(start, views, rig, body_model, 2 * VIEW_STEPS)
+    found = _toward_views(start, views, rig, body_model, 2 * VIEW_STEPS)[0]
     return replace(found, noise=torch.full_like(framing.scale, torch.nan))
