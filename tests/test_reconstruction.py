@@ -93,6 +93,7 @@ def test_specks_are_no_person(somebody):
 def test_true_views_give_a_person_of_the_true_size(person, somebody):
     true = somebody[2].vertices[0]
     height = lambda vertices: float(vertices[:, 1].max() - vertices[:, 1].min())  # noqa: E731
+    assert height(person.carved.vertices) == pytest.approx(height(true) * somebody[0].framing.scale.item(), rel=0.02), "in the frame, where views do tell"
     assert height(person.scan.vertices) == pytest.approx(height(true), abs=0.2), "two metres tall: proportions tell a size only roughly"
     assert person.scan.texture.shape == (3, 128, 128) and person.fit.residuals.mean() < 0.05
     carved = trimesh.Trimesh(person.carved.vertices.numpy(), person.carved.faces.numpy(), process=False)

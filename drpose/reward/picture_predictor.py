@@ -45,7 +45,7 @@ class DilatedBlock(nn.Module):
         scale, shift = told[..., None, None].chunk(2, 1)
         return hidden + self.near(F.silu(self.far(F.silu(self.norm(hidden))) * (1 + scale) + shift))
 
-
+# %% ../../nbs/reward/05_picture_predictor.ipynb #2e273db4
 class PicturePredictor(MapReadings, CheckedModel, ModelMixin, ConfigMixin):
     """Skeleton maps of 23 joints from multi-view pictures, view by view.
 
@@ -189,7 +189,7 @@ class PictureLoss(nn.Module):
         parts = {term: TERMS[term](seen).mean() for term in self.weights}
         return sum(weight * parts[term] for term, weight in self.weights.items()), parts
 
-
+# %% ../../nbs/reward/05_picture_predictor.ipynb #8b055aaa
 def train_picture_predictor(config: PredictorConfig, data: ImageSet, rig: ViewRig, run: RunDirectory,
                             predictor: PicturePredictor, estimates: ImageSet | None = None,
                             accelerator: Accelerator | None = None) -> LoopResult:
