@@ -82,6 +82,11 @@ def test_views_that_agree_are_not_shifted(carved):
     assert SIZE * carved.shifts.abs().max() < 0.15  # pixels
 
 
+def test_normals_that_agree_are_hardly_bent(carved):
+    "Less than three degrees on average, though the start's were tens of degrees off."
+    assert carved.bends.norm(dim=1).mean() < math.tan(math.radians(3))
+
+
 @pytest.fixture(scope="module")
 def disagreeing(views):
     "The views, each moved by up to 1.5 pixels and bent by 10 degrees; and the moves less the person's own."
@@ -105,6 +110,32 @@ def test_known_shifts_are_found_and_help(disagreeing, start, target):
     assert errors[0.03] < 0.8 * errors[0.0]
 
 
+def test_bent_normals_are_found_and_help(views, start, target, monkeypatch):
+    "Views at their places, only their normals bent: half of the bending is found, and the surface is nearer to the truth than without."
+    inside, drawn = views[1][:, None], torch.Generator().manual_seed(5)
+    bend = F.interpolate(torch.randn(6, 3, 8, 8, generator=drawn), size=(SIZE, SIZE), mode="bicubic")
+    bend = bend / bend.norm(dim=1).mean() * math.tan(math.radians(12))
+    true = 2 * views[0] - 1
+    given = F.normalize(true + bend, dim=1) * inside
+    found = {}
+    for name, pace in (("left", 0.0), ("taken back", carving.BEND_PACE)):
+        monkeypatch.setattr(carving, "BEND_PACE", pace)
+        found[name] = carve_surface(F.normalize(given, dim=1, eps=1e-6) / 2 + 0.5, views[1], RIG, start)
+    errors = {name: apart((surface.vertices, surface.faces), target) for name, surface in found.items()}
+    assert not bool(found["left"].bends.any())
+    assert errors["taken back"] < 0.94 * errors["left"]
+    taken_back = carving._unbent(torch.cat([given, inside], 1), found["taken back"].bends)[:, :3]
+    off = lambda vectors: ((vectors - true) * (inside > 0.95)).norm(dim=1).mean()  # noqa: E731
+    assert off(taken_back) < 0.65 * off(given)
+
+
+def test_no_bends_and_no_shifts_leave_views_as_they_are(views):
+    target = carving._target(torch.cat([(2 * views[0] - 1) * views[1][:, None], views[1][:, None]], 1), RIG, torch.ones(6))
+    as_they_are = carving._Disagreement.none(target.pictures, 0.0)
+    as_they_are.solve(9, torch.zeros_like(target.pictures), target)
+    assert as_they_are.pictures(target) is target.pictures and not bool(as_they_are.bends.any() or as_they_are.shifts.any())
+
+
 def test_a_move_of_the_person_is_no_shift_of_a_view():
     moves = RIG.project(torch.tensor([[0.02, -0.01, 0.03]]))[:, 0] - RIG.project(torch.zeros(1, 3))[:, 0]
     assert torch.allclose(carving._common_move(moves, RIG), moves, atol=1e-4)
@@ -113,7 +144,7 @@ def test_a_move_of_the_person_is_no_shift_of_a_view():
 
 
 def test_aligned_pictures_lie_on_the_surface(carved, views):
-    shifted = carving.Carved(carved.vertices, carved.faces, torch.full((6, 2), 2 / SIZE), [])
+    shifted = carving.Carved(carved.vertices, carved.faces, torch.full((6, 2), 2 / SIZE), carved.bends, [])
     assert torch.allclose(shifted.aligned(views[0])[:, :, 10:-10, 10:-10], views[0].roll((-2, -2), (2, 3))[:, :, 10:-10, 10:-10], atol=1e-4)
 
 

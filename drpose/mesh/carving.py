@@ -28,10 +28,10 @@ from .remeshing import SMOOTHING, Surface, begin, collapse, flip, remesh, step, 
 from .texture import check_surface, color_vertices, color_views
 
 # %% auto #0
-__all__ = ['COVERED', 'WEIGHTS', 'STEPS', 'REST', 'PULL', 'FREE', 'COARSE', 'SOLVE_FROM', 'SOLVE_EVERY', 'RIPPLES', 'CELLS',
-           'CONTRADICTION', 'ROUNDS', 'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SMALL_PICTURE', 'SHIFT_LIMIT',
-           'view_weights', 'without_ripples', 'largest_piece', 'Carved', 'level_set', 'visual_hull', 'carve_surface',
-           'carve']
+__all__ = ['COVERED', 'WEIGHTS', 'BEND_CELLS', 'BEND_LEAST', 'BEND_MOST', 'BEND_PACE', 'OTHER_LIMB', 'STEPS', 'REST', 'PULL',
+           'FREE', 'COARSE', 'SHIFTS_FROM', 'BENDS_FROM', 'SOLVE_EVERY', 'RIPPLES', 'CELLS', 'CONTRADICTION', 'ROUNDS',
+           'ROUND_STEPS', 'SPONGE', 'HULL_EDGES', 'EDGES', 'SMALL_PICTURE', 'SHIFT_LIMIT', 'view_weights',
+           'without_ripples', 'largest_piece', 'Carved', 'level_set', 'visual_hull', 'carve_surface', 'carve']
 
 # %% ../../nbs/mesh/06_carving.ipynb #21ce87f7
 COVERED = 0.95  # of a pixel: from here on its normal is read
@@ -77,30 +77,6 @@ def _moved(pictures: Tensor, shifts: Tensor) -> Tensor:
     return F.grid_sample(pictures, grid + 2 * shifts[:, None, None], align_corners=False, padding_mode="border")
 
 
-@dataclass
-class _Shifts:
-    "How far each view's picture is read beside its place; starts at none."
-
-    values: Tensor  # (V, 2) shares of the frame's width, to the right and down
-    limit: float  # no share may be larger
-
-    def pictures(self, target: _Target) -> Tensor:
-        "The target's pictures (V, 4, S, S), read at their shifts."
-        return _moved(target.pictures, self.values) if self.limit else target.pictures
-
-    def solve(self, drawn: Tensor, target: _Target) -> None:
-        "One step toward the shifts at which the given pictures look like the `drawn` ones (V, 4, S, S)."
-        now, size = self.pictures(target), target.rig.image_size
-        slopes = torch.stack(torch.gradient(now, dim=(3, 2)), 1)  # (V, 2, 4, S, S), right and down
-        misfit = drawn - now
-        trust = 1 / (misfit.abs().amax(1) + 0.05)
-        matrix = torch.einsum("vachw,vbchw,vhw->vab", slopes, slopes, trust)
-        matrix = matrix + 1e-3 * torch.eye(2).to(matrix)
-        moves = torch.linalg.solve(matrix, torch.einsum("vachw,vchw,vhw->va", slopes, misfit, trust))
-        shifts = self.values + moves.clamp(-0.5, 0.5) / size
-        self.values = (shifts - _common_move(shifts, target.rig)).clamp(-self.limit, self.limit)
-
-
 def _common_move(shifts: Tensor, rig: ViewRig) -> Tensor:
     "That part of shifts (V, 2) which a move of the person makes, by least squares."
     unit = rig.project(torch.cat([torch.zeros(1, 3), torch.eye(3)])).to(shifts)  # (V, 4, 2)
@@ -108,19 +84,84 @@ def _common_move(shifts: Tensor, rig: ViewRig) -> Tensor:
     basis, _ = torch.linalg.qr(moves)
     return (basis @ (basis.T @ shifts.flatten())).view_as(shifts)
 
+
+def _solved_shifts(shifts: Tensor, now: Tensor, drawn: Tensor, rig: ViewRig) -> Tensor:
+    "Shifts (V, 2) after one step toward those at which the given pictures, `now` (V, 4, S, S), look like the `drawn`."
+    slopes = torch.stack(torch.gradient(now, dim=(3, 2)), 1)  # (V, 2, 4, S, S), right and down
+    misfit = drawn - now
+    trust = 1 / (misfit.abs().amax(1) + 0.05)
+    matrix = torch.einsum("vachw,vbchw,vhw->vab", slopes, slopes, trust)
+    matrix = matrix + 1e-3 * torch.eye(2).to(matrix)
+    moves = torch.linalg.solve(matrix, torch.einsum("vachw,vchw,vhw->va", slopes, misfit, trust))
+    shifts = shifts + moves.clamp(-0.5, 0.5) / rig.image_size
+    return shifts - _common_move(shifts, rig)
+
+
+# %% ../../nbs/mesh/06_carving.ipynb #c8a4f2d1
+BEND_CELLS = 8  # of a view along each side; each has one bend
+BEND_LEAST, BEND_MOST = 0.02, 0.25  # lengths beside a normal of 1: less is left to the surface, more is not taken back
+BEND_PACE = 0.8  # of a misfit that is taken back at once
+OTHER_LIMB = 0.6  # length of a misfit from which a pixel shows something else than the surface does
+
+
+def _unbent(pictures: Tensor, bends: Tensor) -> Tensor:
+    "Pictures (V, 4, S, S), as `_read_pictures` gives them, with bends (V, 3, C, C) added to their normals."
+    cover = pictures[:, 3:]
+    spread = F.interpolate(bends, size=pictures.shape[-2:], mode="bicubic", align_corners=False)
+    return torch.cat([F.normalize(pictures[:, :3] + spread * cover, dim=1, eps=1e-6) * cover, cover], 1)
+
+
+def _solved_bends(bends: Tensor, now: Tensor, drawn: Tensor) -> Tensor:
+    "Bends (V, 3, C, C) after one step toward those with which the given pictures, `now`, look like the `drawn` ones."
+    misfit = (drawn - now)[:, :3]
+    sure = ((now[:, 3:] > COVERED) & (drawn[:, 3:] > COVERED) & (misfit.norm(dim=1, keepdim=True) < OTHER_LIMB)).to(now)
+    mean = F.adaptive_avg_pool2d(misfit * sure, BEND_CELLS) / (F.adaptive_avg_pool2d(sure, BEND_CELLS) + 0.02)
+    mean = mean * (1 - BEND_LEAST / mean.norm(dim=1, keepdim=True).clamp(min=BEND_LEAST))
+    bends = bends + BEND_PACE * mean
+    return bends * (BEND_MOST / bends.norm(dim=1, keepdim=True).clamp(min=BEND_MOST))
+
+
+@dataclass
+class _Disagreement:
+    "What each view is taken back before it is compared; starts at nothing."
+
+    shifts: Tensor  # (V, 2) shares of the frame's width, right and down: how far its picture is read beside its place
+    bends: Tensor  # (V, 3, C, C) what is added to its normals
+    limit: float  # no shift may be larger; 0: views are taken as they are
+
+    @classmethod
+    def none(cls, pictures: Tensor, limit: float) -> _Disagreement:
+        "Of pictures (V, ...), before anything is known."
+        views = len(pictures)
+        return cls(pictures.new_zeros(views, 2), pictures.new_zeros(views, 3, BEND_CELLS, BEND_CELLS), limit)
+
+    def pictures(self, target: _Target) -> Tensor:
+        "The target's pictures (V, 4, S, S) without it."
+        return _unbent(_moved(target.pictures, self.shifts), self.bends) if self.limit else target.pictures
+
+    def solve(self, number: int, drawn: Tensor, target: _Target) -> None:
+        "What step `number`, which has `drawn` (V, 4, S, S), has to say about it."
+        if not self.limit or number < SHIFTS_FROM or number % SOLVE_EVERY:
+            return
+        now = self.pictures(target)
+        if number >= BENDS_FROM:
+            self.bends = _solved_bends(self.bends, now, drawn)
+        self.shifts = _solved_shifts(self.shifts, now, drawn, target.rig).clamp(-self.limit, self.limit)
+
+
 # %% ../../nbs/mesh/06_carving.ipynb #677de8e0
 STEPS = 50
 REST = 0.4  # the last part of the steps, in which they get shorter
 PULL = 2.0  # of vertices outside of an outline, against the pictures
 FREE = 0.7  # pixels that a vertex may lie outside, for nothing
 COARSE = 0.6  # of the longest edge: what a start is made coarse to
-SOLVE_FROM, SOLVE_EVERY = 6, 3  # steps, of the shifts
+SHIFTS_FROM, BENDS_FROM, SOLVE_EVERY = 6, 9, 3  # steps: the first that says how views disagree, and each so many
 
 
-def _pull(vertices: Tensor, target: _Target, shifts: _Shifts) -> Tensor:
+def _pull(vertices: Tensor, target: _Target, shifts: Tensor) -> Tensor:
     "How far vertices (N, 3) lie outside the outlines, summed, in units of a picture's mean."
     size, views = target.rig.image_size, target.rig.num_views
-    places = target.rig.project(vertices) * (2 / size) - 1 + 2 * shifts.values[:, None]
+    places = target.rig.project(vertices) * (2 / size) - 1 + 2 * shifts[:, None]
     far = F.grid_sample(target.outside, places[:, None], align_corners=False, padding_mode="border")
     return PULL / (views * size**2) * (far - FREE).clamp(min=0).sum()
 
@@ -169,6 +210,7 @@ class Carved:
     vertices: Tensor  # (N, 3) in the rig's frame
     faces: Tensor  # (F, 3) int64, counter-clockwise seen from outside; closed, one piece
     shifts: Tensor  # (V, 2) shares of the frame's width, right and down: so far each picture lies beside the surface
+    bends: Tensor  # (V, 3, C, C) what was added to the normals of each view, cell by cell
     losses: list[float]  # of each step
     stages: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # vertices and faces on the way, where kept
 
@@ -187,7 +229,7 @@ def _difference(drawn: Tensor, given: Tensor, weights: Tensor) -> Tensor:
 class _Carving:
     "A surface on its way."
 
-    shifts: _Shifts
+    apart: _Disagreement  # of the views
     steps: int
     lengths: tuple[float, float]  # shortest and longest edges that may be wished for
     smoothing: float = SMOOTHING  # as in `step`
@@ -201,12 +243,11 @@ class _Carving:
             points = surface.vertices.clone().requires_grad_()
             views = soft_views(points[None], surface.faces, target.rig)
             drawn = torch.cat([views.normals[0], views.masks[0][:, None]], 1)
-            loss = _difference(drawn, self.shifts.pictures(target), target.weights)
-            (slope,) = torch.autograd.grad(loss + _pull(points, target, self.shifts), points)
+            loss = _difference(drawn, self.apart.pictures(target), target.weights)
+            (slope,) = torch.autograd.grad(loss + _pull(points, target, self.apart.shifts), points)
             pace = min(1.0, (self.steps - number + 1) / (REST * self.steps))
             surface = remesh(step(surface, slope, number, self.lengths, pace, smoothing=self.smoothing))
-            if self.shifts.limit and number >= SOLVE_FROM and number % SOLVE_EVERY == 0:
-                self.shifts.solve(drawn.detach(), target)
+            self.apart.solve(number, drawn.detach(), target)
             self.losses.append(loss.item())
             if number in self.kept:
                 self.stages.append((surface.vertices, surface.faces))
@@ -360,7 +401,7 @@ def _carved_hull(target: _Target) -> tuple[Tensor, Tensor]:
     edges = tuple(2 * rig.half_extent * max(length, pixels / rig.image_size)
                   for length, pixels in zip(HULL_EDGES, EDGES))
     for number in range(ROUNDS):
-        carving = _Carving(_Shifts(torch.zeros_like(masks[:, 0, :2]), 0.0), ROUND_STEPS, edges)
+        carving = _Carving(_Disagreement.none(masks, 0.0), ROUND_STEPS, edges)
         surface = carving.run(vertices, faces, target, f"hull, round {number + 1}")
         apart, known = _contradiction(surface, target)
         inside = (values > 0).nonzero().flatten()
@@ -449,7 +490,8 @@ def carve_surface(
     start: str | tuple[Tensor, Tensor] = "hull",  # "hull", "sphere", or vertices (N, 3) and faces (F, 3), as of a body
     steps: int = STEPS,
     lengths: tuple[float, float] | None = None,  # shortest and longest edges; None takes what fits the pixels
-    shift_limit: float = SHIFT_LIMIT,  # of the frame's width: how far views may disagree; 0 takes them as they are
+    # of the frame's width: how far views may disagree; 0 takes them as they are, their normals too
+    shift_limit: float = SHIFT_LIMIT,
     keep: int = 0,  # how many surfaces on the way are kept
 ) -> Carved:
     """A closed surface, in one piece, that looks like V views of one person.
@@ -463,11 +505,12 @@ def carve_surface(
     rig = rig.resized(masks.shape[-1])
     target = _target(_read_pictures(normals, masks), rig, torch.tensor(view_weights(rig)).to(masks))
     kept = {round(steps * number / keep) for number in range(1, keep + 1)} if keep else set()
-    carving = _Carving(_Shifts(torch.zeros_like(masks[:, 0, :2]), shift_limit), steps,
-                       lengths or _edge_lengths(rig), _smoothing(rig), kept)
+    carving = _Carving(_Disagreement.none(masks, shift_limit), steps, lengths or _edge_lengths(rig),
+                       _smoothing(rig), kept)
     surface = carving.run(*_start(start, target), target, "carving")
     vertices, faces = largest_piece(surface.vertices, surface.faces)
-    return Carved(without_ripples(vertices, faces), faces, carving.shifts.values, carving.losses, carving.stages)
+    return Carved(without_ripples(vertices, faces), faces, carving.apart.shifts, carving.apart.bends,
+                  carving.losses, carving.stages)
 
 # %% ../../nbs/mesh/06_carving.ipynb #3f648b0a
 def carve(
