@@ -45,13 +45,13 @@ def outline_pieces(vertices: Tensor, faces: Tensor, rig: ViewRig, edges: tuple[T
     "The edges of a mesh (B, N, 3) at which it turns away from the camera, in each view."
     (pairs, sides), pixels, depth = edges, rig.project(vertices), rig.depth(vertices)
     with torch.no_grad():
-        across, down = (pixels[..., faces, :] - pixels[..., faces[:, :1], :]).unbind(-1)
-        area = across[..., 1] * down[..., 2] - down[..., 1] * across[..., 2]
-        toward = area * rig.flips(vertices)[:, None] < 0  # (B, V, F)
-        first, second = toward[..., sides[:, 0]], toward[..., sides[:, 1].clamp(min=0)]
-        second = torch.where(sides[:, 1] < 0, ~first, second)
-        body, view, edge = (first != second).nonzero().unbind(1)
-        seen = faces[torch.where(first[body, view, edge], sides[edge, 0], sides[edge, 1].clamp(min=0))]  # (K, 3)
+        corner, one, two = (vertices.index_select(1, corners) for corners in faces.unbind(1))
+        normals = torch.linalg.cross(one - corner, two - corner)  # (B, F, 3); all lines of sight of a view are parallel
+        toward = normals @ rig.toward(vertices).T > 0  # (B, F, V)
+        first, second = (toward.index_select(1, side) for side in sides.clamp(min=0).unbind(1))  # (B, E, V)
+        second = torch.where(sides[:, 1:] < 0, ~first, second)
+        body, edge, view = (first != second).nonzero().unbind(1)
+        seen = faces[torch.where(first[body, edge, view], sides[edge, 0], sides[edge, 1].clamp(min=0))]  # (K, 3)
         third = seen.sum(1) - pairs[edge].sum(1)  # the corner that is no end
     where = body[:, None], view[:, None], pairs[edge]
     return Outline(body * rig.num_views + view, pixels[where], depth[where], pixels.detach()[body, view, third])

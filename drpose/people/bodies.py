@@ -420,20 +420,27 @@ def _call_smplx(model: smplx.SMPLX, pose: Pose) -> tuple[Tensor, Tensor]:
     return output.vertices, output.joints
 
 # %% ../../nbs/people/01_bodies.ipynb #f70fd1fe
+_depths = [0]  # how many joints lie between each joint and the root
+for _parent in SMPLX_PARENTS[1:]:
+    _depths.append(_depths[_parent] + 1)
+_levels = [[joint for joint, depth in enumerate(_depths) if depth == level] for level in range(max(_depths) + 1)]
+_among_parents = [[above.index(SMPLX_PARENTS[joint]) for joint in level] for above, level in zip(_levels, _levels[1:])]
+_in_order = torch.tensor(sum(_levels, [])).argsort()  # from level by level to the joints' own order
+
+
 def forward_kinematics(
     axis_angles: Tensor,  # (B, 55, 3) radians, joint relative to parent
     rest_joints: Tensor,  # (B, 55, 3) metres, joints of the unposed body
 ) -> tuple[Tensor, Tensor]:  # world rotations (B, 55, 3, 3), positions (B, 55, 3) metres
     "Joint rotations and positions of posed skeletons; the root stays at its rest position."
-    local = axis_angle_to_matrix(axis_angles).unbind(1)
-    rest = rest_joints.unbind(1)
-    rotations, positions = [local[0]], [rest[0]]
-    for joint in range(1, len(SMPLX_PARENTS)):
-        parent = SMPLX_PARENTS[joint]
-        bone = (rest[joint] - rest[parent])[..., None]
-        rotations.append(rotations[parent] @ local[joint])
-        positions.append(positions[parent] + (rotations[parent] @ bone)[..., 0])
-    return torch.stack(rotations, 1), torch.stack(positions, 1)
+    local = axis_angle_to_matrix(axis_angles)
+    bones = rest_joints - rest_joints[:, [0, *SMPLX_PARENTS[1:]]]
+    rotations, positions = [local[:, :1]], [rest_joints[:, :1]]
+    for level, parents in zip(_levels[1:], _among_parents):  # eleven levels, not 55 joints: a step costs its launches
+        parent = rotations[-1][:, parents]
+        positions.append(positions[-1][:, parents] + (parent @ bones[:, level, :, None])[..., 0])
+        rotations.append(parent @ local[:, level])
+    return torch.cat(rotations, 1)[:, _in_order], torch.cat(positions, 1)[:, _in_order]
 
 
 @dataclass

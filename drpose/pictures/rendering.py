@@ -289,6 +289,22 @@ def faces_around(faces: Tensor, num_vertices: int) -> tuple[Tensor, Tensor]:
     return flat.argsort(stable=True) // 3, torch.cat([begins.new_zeros(1), begins[:-1]])
 
 
+class _SumAround(torch.autograd.Function):
+    """Sums (N, C) over the faces around each vertex of numbers per face (F, C). The way back is three gathers; the
+    one that comes with `embedding_bag` sorts all corners anew each time."""
+
+    @staticmethod
+    def forward(ctx, numbers: Tensor, faces: Tensor, around: Tensor, begins: Tensor) -> Tensor:
+        ctx.save_for_backward(faces)
+        return torch.nn.functional.embedding_bag(around, numbers, begins, mode="sum")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        first, second, third = (slope.index_select(0, corners) for corners in ctx.saved_tensors[0].unbind(1))
+        return first + second + third, None, None, None
+
+
 def vertex_normals(
     vertices: Tensor,  # (B, N, 3)
     faces: Tensor,  # (F, 3) counter-clockwise seen from outside
@@ -298,7 +314,7 @@ def vertex_normals(
     points = vertices.transpose(0, 1)  # (N, B, 3): one gather moves all bodies
     a, b, c = (points.index_select(0, faces[:, corner]) for corner in range(3))
     normals = torch.linalg.cross(b - a, c - a)  # (F, B, 3)
-    sums = torch.nn.functional.embedding_bag(around, normals.flatten(1), begins, mode="sum").view(points.shape)
+    sums = _SumAround.apply(normals.flatten(1), faces, around, begins).view(points.shape)
     return torch.nn.functional.normalize(sums, dim=-1, eps=1e-20).transpose(0, 1)
 
 # %% ../../nbs/pictures/02_rendering.ipynb #82fbea17
