@@ -120,7 +120,7 @@ def _solved_bends(bends: Tensor, now: Tensor, drawn: Tensor) -> Tensor:
     bends = bends + BEND_PACE * mean
     return bends * (BEND_MOST / bends.norm(dim=1, keepdim=True).clamp(min=BEND_MOST))
 
-
+# %% ../../nbs/mesh/06_carving.ipynb #9d97960e
 @dataclass
 class _Disagreement:
     "What each view is taken back before it is compared; starts at nothing."
@@ -147,7 +147,6 @@ class _Disagreement:
         if number >= BENDS_FROM:
             self.bends = _solved_bends(self.bends, now, drawn)
         self.shifts = _solved_shifts(self.shifts, now, drawn, target.rig).clamp(-self.limit, self.limit)
-
 
 # %% ../../nbs/mesh/06_carving.ipynb #677de8e0
 STEPS = 50

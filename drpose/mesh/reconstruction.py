@@ -112,7 +112,7 @@ class Person:
         pictures, _ = render_scan(self.scan, size, azimuths=[360 * number / frames for number in range(frames)])
         return (pictures[:, :3] * pictures[:, 3:] + 1 - pictures[:, 3:]).cpu()
 
-
+# %% ../../nbs/mesh/07_reconstruction.ipynb #a4467568
 _TURN = 2.4  # seconds once around
 
 
@@ -211,7 +211,7 @@ class Reconstruction:
         "As `Person.save`."
         return self.person.save(path)
 
-
+# %% ../../nbs/mesh/07_reconstruction.ipynb #f70173d2
 @dataclass
 class ReconstructionConfig:
     "How a photo becomes a person."

@@ -40,7 +40,7 @@ def rotate_joint(poses: Pose, joints: list[int], degrees: float, seed: int = 0) 
     turned[rows, joints] = matrix_to_axis_angle(extra @ axis_angle_to_matrix(turned[rows, joints]))
     return Pose(turned, poses.betas, poses.transl)
 
-
+# %% ../../nbs/reward/04_calibration.ipynb #2876e847
 def blurred(images: Tensor, cells: float) -> Tensor:
     "Pictures (..., 3, H, W) blurred by a Gaussian of that many pixels; borders repeat."
     check_pictures(images)
