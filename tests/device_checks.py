@@ -232,8 +232,8 @@ def carved(device, folder):
     with torch.no_grad():
         seen = soft_views(framed[None], body.faces, rig)
     normals, masks, colors = seen.normals[0] / 2 + 0.5, seen.masks[0].clamp(0, 1), torch.rand(4, 3, 32, 32, generator=seeds()).to(device)
-    kept = carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS
-    carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = 1, 2, 24, 2, 1, 1
+    kept = carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, carving.BENDS_FROM, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS
+    carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, carving.BENDS_FROM, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = 1, 2, 24, 6, 2, 1, 1
     reconstruction.carve_surface = functools.partial(carve_surface, steps=2)
     try:
         hull = visual_hull(masks, rig)
@@ -241,14 +241,15 @@ def carved(device, folder):
         mesh = carve(normals, colors, masks, rig, (framed, body.faces), steps=1)
         person = person_from_views(normals, colors, masks, rig, body, framing.apply(found.joints[:, :23])[0], "sphere", 0)
     finally:
-        carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = kept
+        carving.ROUNDS, carving.ROUND_STEPS, carving.CELLS, carving.BENDS_FROM, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = kept
         reconstruction.carve_surface = carve_surface
+    assert surface.bends.any()  # the sixth step found some
     values = torch.randn(8, 8, 8, generator=seeds()).to(device)
     pipeline, predictor = load_models(ReconstructionConfig(device=str(device)))
     latents = torch.randn(1, 2, 4, 4, 16, 16, generator=seeds()).to(device)
     joints, apart = read_person(latents, colors[0].repeat(1, 2, 2), pipeline, predictor)
     person.turntable(folder / "person.gif", 2, 32)
-    return {"hull": hull[0].mean(0), "level": level_set(values)[0].sum(0), "largest": largest_piece(framed, body.faces)[0].mean(0), "carved": surface.vertices.mean(0), "loss": torch.tensor(surface.losses[:2]), "aligned": surface.aligned(colors).mean(),
+    return {"hull": hull[0].mean(0), "level": level_set(values)[0].sum(0), "largest": largest_piece(framed, body.faces)[0].mean(0), "carved": surface.vertices.mean(0), "loss": torch.tensor(surface.losses[:2]), "bends": surface.bends.mean((0, 2, 3)), "aligned": surface.aligned(colors).mean(),
             "coverage": coverage_of(normals), "mesh": torch.tensor(mesh.vertices.mean(0)), "person": person.scan.vertices.mean(0), "joints": joints, "apart": torch.tensor(apart)}  # fmt: skip
 
 
