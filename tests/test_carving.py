@@ -87,10 +87,9 @@ def test_normals_that_agree_are_hardly_bent(carved):
     assert carved.bends.norm(dim=1).mean() < math.tan(math.radians(3))
 
 
-@pytest.fixture(scope="module")
-def disagreeing(views):
-    "The views, each moved by up to 1.5 pixels and bent by 10 degrees; and the moves less the person's own."
-    drawn = torch.Generator().manual_seed(3)
+def disagreeing(views, seed: int):
+    "The views, each moved by up to 1.5 pixels and bent by 10 degrees; the moves less the person's own, and the person's own."
+    drawn = torch.Generator().manual_seed(seed)
     moves = (2 * torch.rand(6, 2, generator=drawn) - 1) * 1.5 / SIZE
     bend = F.interpolate(torch.randn(6, 3, 8, 8, generator=drawn), size=(SIZE, SIZE), mode="bicubic")
     vectors = F.normalize(2 * views[0] - 1 + bend / bend.norm(dim=1).mean() * math.tan(math.radians(10)), dim=1) * views[1][:, None]
@@ -98,16 +97,19 @@ def disagreeing(views):
     return F.normalize(moved[:, :3], dim=1, eps=1e-6) / 2 + 0.5, moved[:, 3].clamp(0, 1), moves - carving._common_move(moves, RIG), carving._common_move(moves, RIG)
 
 
-def test_known_shifts_are_found_and_help(disagreeing, start, target):
-    normals, masks, moves, common = disagreeing
-    found = {limit: carve_surface(normals, masks, RIG, start, steps=35, shift_limit=limit) for limit in (0.0, 0.03)}
-    assert not bool(found[0.0].shifts.any())
-    assert SIZE * (found[0.03].shifts - moves).abs().mean() < 0.25 * SIZE * moves.abs().mean()
-    assert found[0.03].losses[-1] < 0.85 * found[0.0].losses[-1]
-    unit = RIG.project(torch.eye(3)) - RIG.project(torch.zeros(3, 3))
-    place = torch.linalg.lstsq(unit.transpose(1, 2).flatten(0, 1), SIZE * common.flatten()[:, None]).solution[:, 0]
-    errors = {limit: apart((surface.vertices - place, surface.faces), target) for limit, surface in found.items()}
-    assert errors[0.03] < 0.8 * errors[0.0]
+def test_known_shifts_are_found_and_help(views, start, target):
+    "Two draws, since of one the surface's gain depends on which way the views happen to be bent (.60 and .80 of the error)."
+    unit, errors = RIG.project(torch.eye(3)) - RIG.project(torch.zeros(3, 3)), {0.0: 0.0, 0.03: 0.0}
+    for seed in (3, 4):
+        normals, masks, moves, common = disagreeing(views, seed)
+        found = {limit: carve_surface(normals, masks, RIG, start, steps=35, shift_limit=limit) for limit in errors}
+        assert not bool(found[0.0].shifts.any())
+        assert SIZE * (found[0.03].shifts - moves).abs().mean() < 0.25 * SIZE * moves.abs().mean()
+        assert found[0.03].losses[-1] < 0.85 * found[0.0].losses[-1]
+        place = torch.linalg.lstsq(unit.transpose(1, 2).flatten(0, 1), SIZE * common.flatten()[:, None]).solution[:, 0]
+        for limit, surface in found.items():
+            errors[limit] += apart((surface.vertices - place, surface.faces), target)
+    assert errors[0.03] < 0.75 * errors[0.0]
 
 
 def test_bent_normals_are_found_and_help(views, start, target, monkeypatch):
