@@ -123,3 +123,21 @@ def test_two_bodies_do_not_meet():
     together = soft_views(torch.cat([one, other]), faces, SIX_VIEWS.resized(32))
     for number, alone in enumerate((one, other)):
         assert torch.allclose(together.masks[number], soft_views(alone, faces, SIX_VIEWS.resized(32)).masks[0], atol=1e-12)
+
+
+def test_faces_seen_from_their_edge_count_as_turned_away():
+    "Some faces of this sphere are seen exactly from their edge. Where rounding errors turn them this way or that, the outline takes two of their edges in the place of one; it has 96 pieces from all four sides."
+    ball = trimesh.creation.icosphere(subdivisions=4, radius=0.3)
+    points, faces = torch.tensor(ball.vertices)[None], torch.tensor(ball.faces).long()
+    outline = outline_pieces(points, faces, ViewRig((0.0, 90.0, 180.0, 270.0), image_size=64), mesh_edges(faces))
+    assert outline.picture.bincount().tolist() == [96] * 4
+
+
+def test_edges_are_found_again_when_faces_change():
+    "The last answer is remembered for its face tensor alone: not for another one, nor for the same one changed in place."
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    pairs, sides = mesh_edges(faces)
+    assert mesh_edges(faces)[0] is pairs and len(pairs) == 5 and (sides >= 0).all(1).sum() == 1
+    faces[1, 2] = 4
+    assert mesh_edges(faces)[0].max() == 4
+    assert len(mesh_edges(faces[:1].clone())[0]) == 3

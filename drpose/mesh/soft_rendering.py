@@ -14,12 +14,23 @@ from ..pictures.cameras import ViewRig
 from ..pictures.rendering import Hits, find_hits, vertex_normals
 
 # %% auto #0
-__all__ = ['FALL', 'mesh_edges', 'Outline', 'outline_pieces', 'Crossings', 'crossings', 'visible', 'blend', 'SoftViews',
-           'soft_views']
+__all__ = ['EDGE_ON', 'FALL', 'mesh_edges', 'Outline', 'outline_pieces', 'Crossings', 'crossings', 'visible', 'blend',
+           'SoftViews', 'soft_views']
 
 # %% ../../nbs/mesh/01_soft_rendering.ipynb #b2e8bf42
+_edges: list = []  # the last face tensor, its version, and the answer
+
+
 def mesh_edges(faces: Tensor) -> tuple[Tensor, Tensor]:  # (F, 3) int64
-    "Vertex pairs (E, 2) of all edges, lower number first, and the faces on both sides (E, 2); -1 where there is none."
+    """Vertex pairs (E, 2) of all edges, lower number first, and the faces on both sides (E, 2); -1 where there is none.
+    Found again only when the face tensor is another one or was changed in place: a step of carving asks seven times
+    and has three."""
+    if not (_edges and _edges[0] is faces and _edges[1] == faces._version):
+        _edges[:] = [faces, faces._version, _found_edges(faces)]
+    return _edges[2]
+
+
+def _found_edges(faces: Tensor) -> tuple[Tensor, Tensor]:
     face = torch.arange(len(faces), device=faces.device).repeat_interleave(3)
     start, end = faces[:, [0, 1, 2]].flatten(), faces[:, [1, 2, 0]].flatten()
     # minimum of two columns: `amin` over a last axis of two is twenty times as slow on a processor
@@ -31,6 +42,9 @@ def mesh_edges(faces: Tensor) -> tuple[Tensor, Tensor]:  # (F, 3) int64
     return torch.stack([key >> 32, key & 0xFFFFFFFF], 1), torch.stack([face[starts], other], 1)
 
 # %% ../../nbs/mesh/01_soft_rendering.ipynb #f12312a5
+EDGE_ON = 1e-6  # radians: a face seen so nearly from its edge counts as turned away, whichever way rounding bends it
+
+
 @dataclass
 class Outline:
     "K pieces of outline in all views: what `crossings` needs to know about each."
@@ -47,7 +61,7 @@ def outline_pieces(vertices: Tensor, faces: Tensor, rig: ViewRig, edges: tuple[T
     with torch.no_grad():
         corner, one, two = (vertices.index_select(1, corners) for corners in faces.unbind(1))
         normals = torch.linalg.cross(one - corner, two - corner)  # (B, F, 3); all lines of sight of a view are parallel
-        toward = normals @ rig.toward(vertices).T > 0  # (B, F, V)
+        toward = normals @ rig.toward(vertices).T > EDGE_ON * normals.norm(dim=2, keepdim=True)  # (B, F, V)
         first, second = (toward.index_select(1, side) for side in sides.clamp(min=0).unbind(1))  # (B, E, V)
         second = torch.where(sides[:, 1:] < 0, ~first, second)
         body, edge, view = (first != second).nonzero().unbind(1)
