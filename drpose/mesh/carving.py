@@ -123,7 +123,7 @@ def _solved_bends(bends: Tensor, now: Tensor, drawn: Tensor) -> Tensor:
 # %% ../../nbs/mesh/06_carving.ipynb #9d97960e
 @dataclass
 class _Disagreement:
-    "What each view is taken back before it is compared; starts at nothing."
+    "How the views disagree: what is taken back of each before it is compared."
 
     shifts: Tensor  # (V, 2) shares of the frame's width, right and down: how far its picture is read beside its place
     bends: Tensor  # (V, 3, C, C) what is added to its normals
@@ -139,14 +139,15 @@ class _Disagreement:
         "The target's pictures (V, 4, S, S) without it."
         return _unbent(_moved(target.pictures, self.shifts), self.bends) if self.limit else target.pictures
 
-    def solve(self, number: int, drawn: Tensor, target: _Target) -> None:
-        "What step `number`, which has `drawn` (V, 4, S, S), has to say about it."
+    def solve(self, number: int, given: Tensor, drawn: Tensor, rig: ViewRig) -> bool:
+        """One step toward that with which what was `given` to step `number` looks like what it has `drawn`, both
+        (V, 4, S, S); whether it has changed."""
         if not self.limit or number < SHIFTS_FROM or number % SOLVE_EVERY:
-            return
-        now = self.pictures(target)
+            return False
         if number >= BENDS_FROM:
-            self.bends = _solved_bends(self.bends, now, drawn)
-        self.shifts = _solved_shifts(self.shifts, now, drawn, target.rig).clamp(-self.limit, self.limit)
+            self.bends = _solved_bends(self.bends, given, drawn)
+        self.shifts = _solved_shifts(self.shifts, given, drawn, rig).clamp(-self.limit, self.limit)
+        return True
 
 # %% ../../nbs/mesh/06_carving.ipynb #677de8e0
 STEPS = 50
@@ -228,7 +229,7 @@ def _difference(drawn: Tensor, given: Tensor, weights: Tensor) -> Tensor:
 class _Carving:
     "A surface on its way."
 
-    apart: _Disagreement  # of the views
+    disagreement: _Disagreement
     steps: int
     lengths: tuple[float, float]  # shortest and longest edges that may be wished for
     smoothing: float = SMOOTHING  # as in `step`
@@ -238,15 +239,17 @@ class _Carving:
 
     def follow(self, surface: Surface, target: _Target, bar: tqdm) -> Surface:
         "The steps, one by one."
+        given = self.disagreement.pictures(target)
         for number in range(1, self.steps + 1):
             points = surface.vertices.clone().requires_grad_()
             views = soft_views(points[None], surface.faces, target.rig)
             drawn = torch.cat([views.normals[0], views.masks[0][:, None]], 1)
-            loss = _difference(drawn, self.apart.pictures(target), target.weights)
-            (slope,) = torch.autograd.grad(loss + _pull(points, target, self.apart.shifts), points)
+            loss = _difference(drawn, given, target.weights)
+            (slope,) = torch.autograd.grad(loss + _pull(points, target, self.disagreement.shifts), points)
             pace = min(1.0, (self.steps - number + 1) / (REST * self.steps))
             surface = remesh(step(surface, slope, number, self.lengths, pace, smoothing=self.smoothing))
-            self.apart.solve(number, drawn.detach(), target)
+            if self.disagreement.solve(number, given, drawn.detach(), target.rig):
+                given = self.disagreement.pictures(target)
             self.losses.append(loss.item())
             if number in self.kept:
                 self.stages.append((surface.vertices, surface.faces))
@@ -508,8 +511,8 @@ def carve_surface(
                        _smoothing(rig), kept)
     surface = carving.run(*_start(start, target), target, "carving")
     vertices, faces = largest_piece(surface.vertices, surface.faces)
-    return Carved(without_ripples(vertices, faces), faces, carving.apart.shifts, carving.apart.bends,
-                  carving.losses, carving.stages)
+    return Carved(without_ripples(vertices, faces), faces, carving.disagreement.shifts,
+                  carving.disagreement.bends, carving.losses, carving.stages)
 
 # %% ../../nbs/mesh/06_carving.ipynb #3f648b0a
 def carve(
