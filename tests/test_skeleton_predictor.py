@@ -1,5 +1,7 @@
 """The reward: zero at the truth, falling with error, blind to nothing it should see, and never training its predictor."""
 
+import math
+
 import pytest
 import tiny_parts
 import torch
@@ -30,6 +32,13 @@ def test_excess_is_zero_at_the_truth_and_positive_elsewhere(joints):
     moved = joints + torch.tensor([0.06, 0.0, 0.0])
     assert (bce_excess(logits_of(moved), target)[:, [0, 2]] > 0.01).all()  # seen from front and back
     assert bce_excess(logits_of(moved), target)[:, [1, 3]].abs().max() < 1e-4  # depth for the side views
+
+
+def test_a_cell_on_a_joint_weighs_eleven_times_an_empty_one():
+    "Undecided maps cost log 2 a cell; the class balance is what keeps the many empty cells from deciding."
+    undecided, full = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4)
+    assert torch.allclose(bce_excess(undecided, 0 * full), torch.tensor([[math.log(2)]]))
+    assert torch.allclose(bce_excess(undecided, full), torch.tensor([[11 * math.log(2)]]))
 
 
 def test_swapping_left_and_right_costs(joints):

@@ -20,13 +20,16 @@ from ..pictures.cameras import ViewRig
 from ..pictures.rendering import check_levels, check_mesh, find_hits, interpolate, vertex_normals
 from ..pictures.mesh_files import Scan, linear_light, srgb_levels
 from .soft_rendering import mesh_edges
+from .remeshing import face_crosses
 
 # %% auto #0
-__all__ = ['GUTTER', 'BORDER', 'JUMP', 'SHARPNESS', 'FIRM', 'ENOUGH', 'check_surface', 'Atlas', 'lay_flat', 'texel_points',
-           'believed', 'ColorViews', 'color_views', 'asked_colors', 'spread', 'color_vertices', 'Baked', 'bake_texture']
+__all__ = ['GUTTER', 'LARGEST_CHART', 'BORDER', 'JUMP', 'SHARPNESS', 'FIRM', 'ENOUGH', 'check_surface', 'Atlas', 'lay_flat',
+           'texel_points', 'believed', 'ColorViews', 'color_views', 'asked_colors', 'spread', 'color_vertices', 'Baked',
+           'bake_texture']
 
 # %% ../../nbs/mesh/04_texture.ipynb #98461389
 GUTTER = 4  # texels between charts
+LARGEST_CHART = 500  # faces of mean area: what a chart costs grows faster than its size
 
 
 def check_surface(vertices: Tensor, faces: Tensor) -> None:
@@ -51,10 +54,11 @@ def lay_flat(vertices: Tensor, faces: Tensor, size: int = 1024) -> Atlas:
     check_surface(vertices, faces)
     if isinstance(size, bool) or not isinstance(size, int) or size < 16:
         raise ValueError(f"size is {size!r}, but a whole number of texels is needed, at least 16.")
-    atlas, packing = xatlas.Atlas(), xatlas.PackOptions()
+    atlas, cutting, packing = xatlas.Atlas(), xatlas.ChartOptions(), xatlas.PackOptions()
     atlas.add_mesh(vertices.detach().cpu().numpy().astype(np.float32), faces.cpu().numpy().astype(np.uint32))
+    cutting.max_chart_area = LARGEST_CHART * face_crosses(vertices, faces).norm(dim=-1).mean().item() / 2
     packing.resolution, packing.padding = size, GUTTER
-    atlas.generate(pack_options=packing)
+    atlas.generate(cutting, packing)
     source, flat, uv = (torch.from_numpy(part.astype(kind)).to(faces.device)
                         for part, kind in zip(atlas[0], (np.int64, np.int64, np.float32)))
     return Atlas(source, flat, uv.to(vertices.dtype), size)
@@ -180,7 +184,10 @@ def spread(values: Tensor, trust: Tensor, vertices: Tensor, faces: Tensor) -> Te
     wanted[lost] = wanted[sure[cKDTree(places[sure]).query(places[lost])[1]]] if len(lost) else wanted[lost]
     known[lost] = 1.0
     system = scipy.sparse.diags_array(links.sum(1) + FIRM * known) - links
-    solved = scipy.sparse.linalg.splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A").solve(FIRM * known[:, None] * wanted)
+    # symmetric and positive definite: pivots on the diagonal keep the order that fills in least
+    factors = scipy.sparse.linalg.splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0,
+                                       options={"SymmetricMode": True})
+    solved = factors.solve(FIRM * known[:, None] * wanted)
     return torch.from_numpy(solved).to(values)
 
 # %% ../../nbs/mesh/04_texture.ipynb #efd50e83
