@@ -157,10 +157,8 @@ class BaseConfig(LoopConfig):
                 "in [0, 1/3): it is used three times")
 
 # %% ../../nbs/multiview/07_base_training.ipynb #ba3e0d00
-class BaseLoss(nn.Module):
-    """Loss of a multi-view U-Net's velocities or noises (as its scheduler says) on random objects of a `LatentSet`,
-    timesteps weighed by Min-SNR (arXiv 2303.09556) or alike. `estimates` (N, J, 3): the joints that an estimator found
-    in the objects' photos."""
+class _BaseObjects(nn.Module):
+    "The objects of a `LatentSet` as training shows them, and what the network is told of their poses."
 
     def __init__(self, unet: MultiViewUNet, scheduler, data: LatentSet, prompt_embeds: Tensor, config: BaseConfig,
                  rig: ViewRig = TINY_RIG, estimates: Tensor | None = None):
@@ -180,6 +178,31 @@ class BaseLoss(nn.Module):
         if config.two_views:
             require(data.latents.shape[2] == 4 and not unet.config.face_view, "two_views", True,
                     "False unless the model has four views around the body and no face view")
+
+    def given_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
+        """What is given of the poses of objects: joints (B, J, 3), some a little off, some as an estimator found them,
+        some not known at all (NaN). None for a network that takes none, and for people whose joints nobody knows."""
+        if not self.takes_pose or not self.data.joints.shape[1]:
+            return None
+        count, joints = len(chosen), self.data.joints[chosen].float()
+        amount = self.config.skeleton_jitter * torch.rand(count, 1, 1, generator=generator)
+        kept = torch.rand(count, 1, 1, generator=generator) >= self.config.skeleton_dropout
+        joints = joints + amount * torch.randn(joints.shape, generator=generator)
+        if self.estimates is not None:
+            found = torch.rand(count, 1, 1, generator=generator) < self.config.estimate_share
+            joints = torch.where(found, self.estimates[chosen].float(), joints)
+        return torch.where(kept, joints, torch.nan)
+
+    def sources(self) -> dict:
+        "What training depends on beside its settings."
+        return {"network": self.unet, "objects": self.data, "prompts": self.prompt_embeds} | (
+            {} if self.estimates is None else {"estimates": self.estimates})
+
+# %% ../../nbs/multiview/07_base_training.ipynb #ba3e0d02
+class BaseLoss(_BaseObjects):
+    """Loss of a multi-view U-Net's velocities or noises (as its scheduler says) on random objects of a `LatentSet`,
+    timesteps weighed by Min-SNR (arXiv 2303.09556) or alike. `estimates` (N, J, 3): the joints that an estimator found
+    in the objects' photos."""
 
     def error(self, chosen: Tensor, timestep: Tensor, noise: Tensor, described: Tensor, shown: Tensor,
               views: Sequence[int] | None = None, joints: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -204,25 +227,6 @@ class BaseLoss(nn.Module):
             predicted = predict(self.unet, noisy, timestep.T.to(device), condition).float()
         snr = (alpha / (1 - alpha)).flatten(1)
         return (predicted - target).square().mean((2, 3, 4, 5)), snr
-
-    def given_joints(self, chosen: Tensor, generator: torch.Generator) -> Tensor | None:
-        """What is given of the poses of objects: joints (B, J, 3), some a little off, some as an estimator found them,
-        some not known at all (NaN). None for a network that takes none, and for people whose joints nobody knows."""
-        if not self.takes_pose or not self.data.joints.shape[1]:
-            return None
-        count, joints = len(chosen), self.data.joints[chosen].float()
-        amount = self.config.skeleton_jitter * torch.rand(count, 1, 1, generator=generator)
-        kept = torch.rand(count, 1, 1, generator=generator) >= self.config.skeleton_dropout
-        joints = joints + amount * torch.randn(joints.shape, generator=generator)
-        if self.estimates is not None:
-            found = torch.rand(count, 1, 1, generator=generator) < self.config.estimate_share
-            joints = torch.where(found, self.estimates[chosen].float(), joints)
-        return torch.where(kept, joints, torch.nan)
-
-    def sources(self) -> dict:
-        "What training depends on beside its settings."
-        return {"network": self.unet, "objects": self.data, "prompts": self.prompt_embeds} | (
-            {} if self.estimates is None else {"estimates": self.estimates})
 
     def forward(self, step: int, part: BatchPart = WHOLE_BATCH) -> tuple[Tensor, dict[str, Tensor]]:
         "Loss of step `step` and its parts."
