@@ -98,16 +98,18 @@ def test_the_true_velocity_has_no_error(monkeypatch):
 
 
 def test_one_step_estimates_of_a_network_that_knows_are_the_truth(monkeypatch):
-    data, scheduler = objects(), default_scheduler()
+    data, scheduler, added = objects(), default_scheduler(), []
 
     def knows(unet, noisy, timestep, condition):
         alpha = scheduler.alphas_cumprod[timestep].reshape(len(noisy), -1, 1, 1, 1, 1)
         noise = (noisy - alpha.sqrt() * data.latents.float()) / (1 - alpha).sqrt()
+        added.append(noise)
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * data.latents.float()
 
     monkeypatch.setattr("drpose.reward.predictor_training.predict", knows)
     found = estimate_latents(tiny_parts.unet(), scheduler, data, tiny_prompt_embeds(dim=8), seed=0)
     assert (found.latents.float() - data.latents.float()).abs().max() < 0.02 and torch.equal(found.joints, data.joints)
+    assert abs(torch.cat(added).std() - 1) < 0.05, "as much noise as the timestep has"
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 5])
