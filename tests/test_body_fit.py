@@ -1,5 +1,7 @@
 """A body from its joints: hard poses, any direction, few joints, wrong ones; refined by views; and what it refuses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -142,6 +144,23 @@ def test_views_bring_back_a_pose_that_is_off_at_every_joint(true, body_model, se
     before = (framing.apply(body_model(rough).vertices) - vertices).norm(dim=-1).mean()
     assert surface_error(fit, vertices, body_model) < 0.2 * before and before > 0.03, "of the frame"
     assert fit.units == "frame" and bool(fit.joints.isnan().all()) and fit.report() == "body 0: no joints were given"
+
+
+@pytest.mark.parametrize("second", [0.1, 0.3])
+def test_each_body_keeps_the_better_of_two_rounds(true, body_model, seen, monkeypatch, second):
+    "A round of matching may free an arm and may lose another; the views say which, body by body."
+    rig, _, views = seen
+    starts = []
+
+    def round_of_matching(fit, views, rig, body_model, steps):
+        starts.append(fit.pose.axis_angles)
+        moved = replace(fit.pose, axis_angles=fit.pose.axis_angles + 1)
+        return replace(fit, pose=moved), torch.ones(1), torch.tensor([0.2] if len(starts) == 1 else [second])
+
+    monkeypatch.setattr(body_fit, "_toward_views", round_of_matching)
+    fit = fit_views(Pose.rest(1), frame_by_diagonal(true.vertices)[:1], views, rig, body_model)
+    assert torch.equal(starts[1], starts[0] + 1), "the second round goes on from the first"
+    assert torch.equal(fit.pose.axis_angles, starts[0] + (2 if second < 0.2 else 1))
 
 
 def bad_joints(joints: torch.Tensor) -> dict:

@@ -453,5 +453,7 @@ def fit_views(
     start = BodyFit(Pose(pose.axis_angles, pose.betas, pose.transl - framing.center),
                     Framing(torch.zeros_like(framing.center), framing.scale), unknown,
                     torch.zeros_like(unknown[..., 0]), unknown[..., 0], torch.ones_like(framing.scale), "frame")
-    found = _toward_views(start, views, rig, body_model, 2 * VIEW_STEPS)[0]
+    once, _, differs = _toward_views(start, views, rig, body_model, 2 * VIEW_STEPS)
+    twice, _, still_differs = _toward_views(once, views, rig, body_model, 2 * VIEW_STEPS)
+    found = _chosen(still_differs < differs, twice, once)
     return replace(found, noise=torch.full_like(framing.scale, torch.nan))
