@@ -150,6 +150,25 @@ def test_a_network_gets_an_input_that_changes_nothing_until_it_is_trained():
         add_skeleton_input(given)
 
 
+def test_guidance_by_the_pose_exaggerates_the_pose_and_holds_the_photo():
+    "eps = given + (g - 1)(given - unknown) + (s - 1)(given - photo alone), at one timestep or at each person's own."
+    unet, rig = listening(tiny_parts.unet(0)), TINY_RIG.resized(8)
+    latents = torch.randn(2, 2, 4, 4, 8, 8)
+    maps = skeleton_input(unet, 0.2 * torch.randn(2, 23, 3), rig)
+    maps[1] = 0  # of the second person nothing is known, so there is nothing to exaggerate
+    condition = Condition(torch.randn(2, 4, 8, 8), torch.randn(2, 12), tiny_prompt_embeds(dim=8), maps)
+    for timestep in (500, torch.tensor([500, 100]), torch.tensor([[500, 400], [100, 200]])):
+        with torch.no_grad():
+            given, unknown, photo = (predict(unet, latents, timestep, one) for one in (condition, condition.unconditional(), condition.without_pose()))
+            clearer = predict(unet, latents, timestep, condition, pose_scale=1.5)
+            both = predict(unet, latents, timestep, condition, 3.0, pose_scale=1.5)
+            apart = predict(unet, latents, timestep, condition, 3.0, sequential=True, pose_scale=1.5)
+        assert torch.allclose(clearer, given + 0.5 * (given - photo), atol=1e-4)
+        assert not torch.allclose(clearer[0], given[0], atol=1e-2) and torch.allclose(clearer[1], given[1], atol=1e-4)
+        assert torch.allclose(both, given + 2 * (given - unknown) + 0.5 * (given - photo), atol=1e-4) and torch.allclose(apart, both, atol=1e-4)
+    assert torch.equal(condition.without_pose().condition_latents, condition.condition_latents)
+
+
 def test_maps_reach_their_own_view_and_person():
     rig, joints = TINY_RIG.resized(8), 0.2 * torch.randn(2, 23, 3)
     unet = listening(tiny_parts.unet(0))
@@ -166,6 +185,8 @@ def test_maps_reach_their_own_view_and_person():
         assert torch.allclose(halved, predict(unet, latents, 500, condition, guidance_scale=2.0, sequential=True), atol=1e-4)
     with pytest.raises(ValueError, match="do not fit a network with 0 skeleton channels"):
         skeleton_input(tiny_parts.unet(0), joints, rig)
+    with pytest.raises(ValueError, match="pose_scale is 2, but no pose is given"):
+        predict(unet, latents, 500, Condition(condition.condition_latents, condition.class_labels, condition.prompt_embeds), pose_scale=2.0)
     assert skeleton_input(tiny_parts.unet(0), None, rig) is None
 
 

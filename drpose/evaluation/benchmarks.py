@@ -133,6 +133,7 @@ def generate_latents(
     seed: int = 0,                 # of the noise
     batch_size: int = 0,           # people per call; 0: 16 in the tiny world, one at PSHuman's size
     rig: ViewRig = TINY_RIG,       # the body views, for a benchmark with joints
+    pose_scale: float = 1.0,       # guidance by the joints, as in `predict`
 ) -> Tensor:                       # (N, D, V, 4, h, w)
     """What a model draws from the photos of a benchmark, and from the joints that it is given, from noise addressed
     by (seed, sample); drawn where the network is, returned on the CPU."""
@@ -149,7 +150,9 @@ def generate_latents(
                               rig)
         inputs = (part.photos, part.descriptors, prompt_embeds, *([] if maps is None else [maps]))
         condition = Condition(*(value.to(device, dtype) for value in inputs))
-        parts.append(denoise(unet, scheduler, condition, noise.to(device, dtype), num_inference_steps).float().cpu())
+        latents = denoise(unet, scheduler, condition, noise.to(device, dtype), num_inference_steps,
+                          pose_scale=pose_scale)
+        parts.append(latents.float().cpu())
     return torch.cat(parts)
 
 # %% ../../nbs/evaluation/04_benchmarks.ipynb #c904e340

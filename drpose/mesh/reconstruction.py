@@ -229,6 +229,7 @@ class ReconstructionConfig:
     crop_size: int = 0  # longer side of the person in pixels of the frame, 0 as the model was trained
     num_inference_steps: int = 10  # PSHuman: 40
     guidance_scale: float = 1.0  # PSHuman: 3.0
+    pose_scale: float = 1.0  # above 1: the joints that the estimator finds are drawn more clearly
     eta: float = 0.0  # fresh noise per step; PSHuman: 1.0
     start: str = "body"  # of carving: "body", "hull" or "sphere"
     texture_size: int = 1024  # texels along each side; 0 = colours at the vertices
@@ -295,7 +296,7 @@ def draw_photo(photo: FramedPhoto, number: int, pipeline: MultiViewPipeline, pre
     pictures = torch.stack([photo.body, photo.face][: 1 + pipeline.unet.config.face_view])[None]
     latents = pipeline(pictures, config.num_inference_steps, guidance_scale=config.guidance_scale, eta=config.eta,
                        generator=seeded_generator(config.seed, "reconstruct", number), base_below=config.adapter[1],
-                       output_type="latent").images
+                       output_type="latent", pose_scale=config.pose_scale).images
     with torch.no_grad():
         decoded = decode_latents(pipeline.vae, latents)
         images = finish_views(decoded, pipeline.config.mirrored, pipeline.unet.config.face_view)[0].float()
@@ -352,6 +353,7 @@ _OPTIONS = {"models": "folder with pipeline/ and predictor/; left out: the embed
             "best_of": "draw so often and keep the draw whose views agree best",
             "crop_size": "longer side of the person in pixels of the frame, 0 as the model was trained",
             "num_inference_steps": "PSHuman: 40", "guidance_scale": "PSHuman: 3.0", "eta": "PSHuman: 1.0",
+            "pose_scale": "above 1: draw the joints that the pose estimator finds more clearly",
             "start": "of carving: body, hull or sphere",
             "texture_size": "texels along each side, 0: colours at vertices"}
 

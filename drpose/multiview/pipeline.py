@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -173,6 +174,10 @@ class Condition:
         return Condition(torch.zeros_like(self.condition_latents), torch.zeros_like(self.class_labels),
                          self.prompt_embeds, None if self.skeletons is None else torch.zeros_like(self.skeletons))
 
+    def without_pose(self) -> "Condition":
+        "The same photo, of whose pose nothing is known: empty skeleton maps."
+        return replace(self, skeletons=torch.zeros_like(self.skeletons))
+
     def cat(self, other: "Condition") -> "Condition":
         return Condition(torch.cat([self.condition_latents, other.condition_latents]),
                          torch.cat([self.class_labels, other.class_labels]), self.prompt_embeds,
@@ -210,19 +215,33 @@ def unet_inputs(
 
 
 def predict(unet, latents: Tensor, timestep: int | Tensor, condition: Condition, guidance_scale: float = 1.0,
-            sequential: bool = False) -> Tensor:
-    """The UNet's prediction (B, D, V, 4, h, w) for noisy latents of the same shape, with classifier-free guidance
-    above 1.
+            sequential: bool = False, pose_scale: float = 1.0) -> Tensor:
+    """The UNet's prediction (B, D, V, 4, h, w) for noisy latents of the same shape, with classifier-free guidance by
+    the photo (`guidance_scale`) or by the pose (`pose_scale`) above 1.
 
-    `sequential` asks the two guided questions one after the other: half the memory, and on a busy GPU the same time."""
-    if guidance_scale > 1 and sequential:
-        without, given = (predict(unet, latents, timestep, either) for either in (condition.unconditional(), condition))
-        return without + guidance_scale * (given - without)
+    `sequential` asks the guided questions one after the other: less memory, and on a busy GPU the same time.
+    ValueError for guidance by a pose where none is given."""
+    asked, weights = [], []
     if guidance_scale > 1:
-        both = unet_inputs(torch.cat([latents, latents]), timestep, condition.unconditional().cat(condition))
-        without, given = from_rows(unet(**both, return_dict=False)[0], latents.shape[2]).chunk(2)
-        return without + guidance_scale * (given - without)
-    return from_rows(unet(**unet_inputs(latents, timestep, condition), return_dict=False)[0], latents.shape[2])
+        asked.append(condition.unconditional())
+        weights.append(1 - guidance_scale)
+    if pose_scale > 1:
+        if condition.skeletons is None:
+            raise ValueError(f"pose_scale is {pose_scale:g}, but no pose is given; it needs a model with an input for "
+                             "joints, and joints.")
+        asked.append(condition.without_pose())
+        weights.append(1 - pose_scale)
+    asked.append(condition)
+    weights.append(1 - sum(weights))
+    if sequential:
+        answers = [unet(**unet_inputs(latents, timestep, one), return_dict=False)[0] for one in asked]
+        return sum(weight * from_rows(answer, latents.shape[2]) for weight, answer in zip(weights, answers))
+    count, timestep = len(asked), torch.as_tensor(timestep, device=latents.device)
+    timestep = timestep.repeat(count, *[1] * (timestep.dim() - 1)) if timestep.dim() else timestep
+    inputs = unet_inputs(latents.repeat(count, *[1] * 5), timestep, reduce(Condition.cat, asked))
+    answers = from_rows(unet(**inputs, return_dict=False)[0], latents.shape[2]).chunk(count)
+    return sum(weight * answer for weight, answer in zip(weights, answers))
+
 
 # %% ../../nbs/multiview/04_pipeline.ipynb #b94757c1
 def skeleton_input(unet: MultiViewUNet, joints: Tensor | None, rig: ViewRig) -> Tensor | None:
@@ -281,7 +300,8 @@ def denoise(
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     # given the step's number, timestep and latents; may return others
     on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
-    sequential: bool = False,          # guidance in two calls, see predict
+    sequential: bool = False,          # guided questions one after the other, see predict
+    pose_scale: float = 1.0,           # guidance by the pose; 1: none
 ) -> Tensor:                           # (B, D, V, 4, h, w) clean latents
     "Run the sampler. Gradients flow through every step unless the caller switches them off."
     if getattr(scheduler.config, "clip_sample", False) or getattr(scheduler.config, "thresholding", False):
@@ -292,7 +312,7 @@ def denoise(
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
     for index, timestep in enumerate(scheduler.timesteps):
-        output = predict(unet, latents, timestep, condition, guidance_scale, sequential)
+        output = predict(unet, latents, timestep, condition, guidance_scale, sequential, pose_scale)
         fresh = draw_noise(noise.shape, generators, noise.device, noise.dtype) if eta > 0 else None
         latents = scheduler.step(output, timestep, latents, eta=eta, variance_noise=fresh).prev_sample
         changed = None if on_step is None else on_step(index, timestep, latents)
@@ -736,7 +756,7 @@ class MultiViewPipeline(_PipelineParts):
                  crop_size: int | None = None,
                  noise_level: int = 0, keep_photo: bool = False, sequential_guidance: bool = False,
                  body_images: Tensor | None = None, joints: Tensor | None = None,
-                 callback_on_step_end: Callable | None = None):
+                 pose_scale: float = 1.0, callback_on_step_end: Callable | None = None):
         """Normals and colours of every body view for one photo or several (see `framed_pictures` for what `image`
         may be).
         `generator`: one, or one per photo; `latents`: starting noise (B, D, V, 4, h, w) in place of a draw;
@@ -748,7 +768,8 @@ class MultiViewPipeline(_PipelineParts):
         becomes the front colour; `sequential_guidance`: less memory; `body_images`: renders for models that want
         them, see `with_bodies`;
         `joints` (B, 23, 3): where they are in the framed photos, for who knows better than the pose estimator (NaN:
-        tell the model nothing); `callback_on_step_end(pipeline, step, timestep, {"latents": ...})` as in diffusers."""
+        tell the model nothing); `pose_scale` above 1: draw these joints more clearly than the model would, see
+        `predict`; `callback_on_step_end(pipeline, step, timestep, {"latents": ...})` as in diffusers."""
         check_call(self, num_inference_steps, output_type)
         config = self.unet.config
         pictures = framed_pictures(image, config.sample_size * pixels_per_cell(self.vae), config.face_view, crop_size)
@@ -766,7 +787,7 @@ class MultiViewPipeline(_PipelineParts):
         with self.progress_bar(total=num_inference_steps) as bar:
             drawing = HandOver(self.unet, None, base_below) if base_below else self.unet
             latents = denoise(drawing, self.scheduler, condition, latents, num_inference_steps, guidance_scale, eta,
-                              generator, after, sequential_guidance)
+                              generator, after, sequential_guidance, pose_scale)
         images = (latents if output_type == "latent" else finish_views(decode_latents(self.vae,
                 latents.to(self.vae.dtype)), self.config.mirrored, config.face_view,
                 pictures[:, 0] if keep_photo else None))
