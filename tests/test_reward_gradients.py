@@ -373,6 +373,14 @@ def test_early_stop_least_keeps_away_from_the_end():
     assert always.early_stop_index == 0 and always.trained_indices == (0,)
 
 
+def test_one_step_is_a_chain_too():
+    "Its whole gradient is what every estimator gives: there is nothing to leave out."
+    model = TinyNet()
+    whole = gradient(model, run(model, "full", num_inference_steps=1, early_stop=1))
+    assert whole.abs().max() > 0
+    assert torch.equal(gradient(model, run(model, "draft-k", num_inference_steps=1, early_stop=1, trained_steps=1)), whole)
+
+
 # ---- errors: one clear sentence each ----
 
 BAD_SETTINGS = [

@@ -42,7 +42,7 @@ class Extra:
         ({"reward": "blur"}, ValueError, "reward is 'blur'"),
         ({"reward": "maps + maps"}, ValueError, "must appear once"),
         ({"reward": "perceptual"}, ValueError, "'perceptual_weights' is ''"),
-        ({"reward_radius": -1.0}, ValueError, "'reward_radius'"),
+        ({"reward_radius": -0.5}, ValueError, "'reward_radius'"),
         ({"step_choice": "any"}, ValueError, "one of spaced"),
         ({"gradient_point": "first"}, ValueError, "one of last"),
         ({"copies": 0}, ValueError, "'copies' is 0"),
