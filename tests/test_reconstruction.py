@@ -214,6 +214,19 @@ def test_the_command(photo, tmp_path, capsys, monkeypatch, made):
     assert (tmp_path / "person.glb").is_file() and (tmp_path / "person.gif").is_file() and "faces" in capsys.readouterr().out
 
 
+def test_who_has_no_photo_gets_an_example(tmp_path, capsys, monkeypatch, made):
+    "It lies beside the mesh, and no picture that has the mesh's name is written over."
+    given = []
+    monkeypatch.setattr(reconstruction, "reconstruct", lambda shown, config: given.append(shown) or made)
+    (tmp_path / "me.png").write_bytes(b"mine")
+    assert command.main(["reconstruct", "-o", str(tmp_path / "me.glb")]) == 0
+    assert "me_example.png" in capsys.readouterr().out and (tmp_path / "me.png").read_bytes() == b"mine"
+    with Image.open(tmp_path / "me_example.png") as kept:
+        assert kept.mode == "RGBA" and np.array_equal(np.array(kept), np.array(given[0]))
+        alpha = np.array(kept)[..., 3]
+    assert 0.03 < (alpha > 127).mean() < 0.5 and not alpha[[0, -1]].any(), "a whole person, with air around"
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [(["missing.png", "-o", "person.glb"], "missing.png"), (["{photo}", "-o", "person.jpg"], "no mesh by its name"), (["{photo}", "-o", "person.glb", "--models", "nowhere"], "nowhere"),

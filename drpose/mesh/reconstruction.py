@@ -27,8 +27,10 @@ from ..ground.files import write_atomic
 from ..ground.model_files import embedded_adapter, embedded_models
 from ..ground.trainer import LocalPath, ModelName, require
 from ..people.bodies import BodyModel, load_body
+from ..people.pose_sets import draw_set
 from ..pictures.cameras import Framing, ViewRig
 from ..pictures.plots import to_image
+from ..pictures.dressed_people import draw_crowd, photograph
 from ..pictures.mesh_files import Scan, srgb_levels
 from ..pictures.photos import FramedPhoto, prepare_photo
 from ..pictures.mesh_writing import WRITTEN_FORMATS, write_scan
@@ -45,9 +47,9 @@ from .skinning import with_skin
 from .carving import Carved, carve_surface, view_weights
 
 # %% auto #0
-__all__ = ['HAZE', 'ISLAND', 'FIT_PIXELS', 'TALL', 'STARTS', 'DTYPES', 'PHOTO_PIXELS', 'coverage_of', 'Person',
+__all__ = ['HAZE', 'ISLAND', 'FIT_PIXELS', 'TALL', 'STARTS', 'DTYPES', 'PHOTO_PIXELS', 'EXAMPLE', 'coverage_of', 'Person',
            'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'framed_photo',
-           'Draw', 'draw_photo', 'reconstruct', 'main']
+           'Draw', 'draw_photo', 'reconstruct', 'example_photo', 'main']
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #3de3df47
 HAZE = (0.25, 0.75)  # a distance below the first is background, above the second is person
@@ -345,6 +347,20 @@ def reconstruct(
     disagreements = [] if predictor is None else [each.disagreement for each in draws]
     return Reconstruction(person, framed, draw.images, masks, rig, disagreements, seconds)
 
+# %% ../../nbs/mesh/07_reconstruction.ipynb #d68a9a01
+EXAMPLE = 3  # of the held-out people in hard poses
+
+
+def example_photo() -> Image.Image:
+    "Somebody of the embedded world in a hard pose, from the front: 256 x 256 pixels with alpha."
+    body_model = load_body()
+    drawn = draw_set("hard_test", EXAMPLE + 1, 0, body_model)
+    one = slice(EXAMPLE, None)
+    taken = photograph(body_model, drawn.poses[one], draw_crowd(body_model, drawn.people[one]), ViewRig((0.0,)), 256)
+    picture = torch.cat([taken.views.colors[0, 0], taken.views.masks[0, 0][None]]).clamp(0, 1)
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy(), "RGBA")
+
+
 # %% ../../nbs/mesh/07_reconstruction.ipynb #1bddc9d6
 _OPTIONS = {"models": "folder with pipeline/ and predictor/; left out: the embedded tiny models",
             "lora": "folder of a post-trained adapter", "base_below": "draw timesteps below this without the adapter",
@@ -360,7 +376,8 @@ _OPTIONS = {"models": "folder with pipeline/ and predictor/; left out: the embed
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("drpose reconstruct", description="One photo in; a textured person out.")
-    parser.add_argument("photo", help="a picture with alpha, or any with the extra `matting`")
+    parser.add_argument("photo", nargs="?", help="a picture with alpha, or any with the extra `matting`; left out: "
+                        "somebody of the embedded world")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to: .glb, .obj or .ply")
     for name, help_text in _OPTIONS.items():
         value = getattr(ReconstructionConfig, name)
@@ -376,13 +393,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if output.suffix.lower() not in WRITTEN_FORMATS:
             raise ValueError(f"{output}: is no mesh by its name, needed {', '.join(WRITTEN_FORMATS)}")
-        made = reconstruct(photo, ReconstructionConfig(**given))
+        config = ReconstructionConfig(**given)
+        shown = photo or example_photo()
+        made = reconstruct(shown, config)
         made.save(output)
-        turning = made.person.turntables(output)
+        written = made.person.turntables(output)
+        if not photo:  # under a name of its own: a photo called as the mesh may lie there
+            written = [output.with_name(f"{output.stem}_example.png"), *written]
+            write_atomic(written[0], lambda path: shown.save(path, "PNG"))
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{output}: {len(made.person.carved.faces)} faces, "
-          f"{'with' if made.person.fit else 'without'} a skeleton; {', '.join(map(str, turning))}; "
+          f"{'with' if made.person.fit else 'without'} a skeleton; {', '.join(map(str, written))}; "
           f"{sum(made.seconds.values()):.0f} seconds")
     return 0
