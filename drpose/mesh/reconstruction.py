@@ -386,6 +386,7 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
+# %% ../../nbs/mesh/07_reconstruction.ipynb #1bddc9d7
 def main(arguments: Sequence[str] | None = None) -> int:
     "What `drpose reconstruct` does; returns its exit status: 0, or 2 where something given cannot be used."
     given = vars(_arguments().parse_args(arguments))
