@@ -267,7 +267,7 @@ def mesh_subjects(device, folder):
         rows = measure_latents(views, subjects, pipeline.vae, predictor, body)
         seen = true_views(subjects[0], TINY_RIG.resized(48))
         row, _ = measure_views(seen.to(device), subjects[0].body.joints[0, :23] * subjects[0].scale, subjects[0], ViewRig(TINY_RIG.azimuths, image_size=48), body)
-        whole = reconstruct(subjects[0].photo, device=str(device), num_inference_steps=2, texture_size=32)  # from the photo to the file
+        whole = reconstruct(subjects[0].photo, device=str(device), num_inference_steps=2, texture_size=32, detector="estimator")  # from the photo to the file
         whole.person.save(folder / "person.glb")
     finally:
         carving.ROUNDS, body_fit.STEPS, body_fit.VIEW_STEPS, body_fit.MATCH_STEPS = kept

@@ -51,6 +51,9 @@ def seen(picture):
     return places
 
 
+DEPTHS = torch.tensor([0.05, 0.12, 0.2, 0.02, 0.1, -0.08, -0.03, -0.15, -0.2, -0.02, -0.1, 0.06])  # toward the viewer
+
+
 def turned(places, degrees):
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return places @ torch.tensor([[cos, sin], [-sin, cos]])
@@ -83,9 +86,13 @@ class Interpreter:
         self.numbers[:, :2] = 128
         self.numbers[list(BLAZE), :2] = (seen(self.picture) + 0.5).nan_to_num(128)
         self.numbers[:, 3:] = 4.0
+        # metres of somebody 1.7 times as large as in this look, z away from the viewer; how large the look is, is read off the trunk
+        self.space, places = torch.zeros(39, 3), self.numbers[list(BLAZE), :2] / 256 - 0.5
+        trunk = lambda some: (some[[0, 6]].mean(0) - some[[3, 9]].mean(0)).norm()  # noqa: E731
+        self.space[list(BLAZE)] = 1.7 * torch.cat([places, -(trunk(places) / trunk(STANDING) * DEPTHS)[:, None]], 1)
 
     def get_tensor(self, index):
-        return {1: self.numbers.reshape(1, 195), 2: torch.full((1, 1), self.present)}[index].numpy()
+        return {1: self.numbers.reshape(1, 195), 2: torch.full((1, 1), self.present), 3: self.space.reshape(1, 117)}[index].numpy()
 
 
 class Session:
@@ -172,6 +179,22 @@ def test_dots_are_found_where_they_are_whichever_way_up(name, stand_in):
     assert scores["reprojection"].max() < 0.05 and (scores["swap"] < 0).all()
 
 
+def test_blazepose_sees_depth_whichever_way_up(stand_in, monkeypatch):
+    "From the pelvis, toward the viewer, in units of the frame; a smaller person is less deep; where nobody is, nor is a depth; a file without points in space gives none."
+    detector, sizes = stand_in("blazepose"), torch.tensor([1.0, 1.0, 0.7, 1.0])
+    found = detector.detect(dots(torch.stack([size * turned(STANDING, degrees) for size, degrees in zip(sizes, (0, 90, 180, 150))])))
+    hips, shoulders = DEPTHS[[3, 9]].mean(), DEPTHS[[0, 6]].mean()
+    expected = sizes[:, None] * (DEPTHS - (hips + 0.175 * (shoulders - hips)))
+    assert found.depth.shape == (4, 23) and (found.depth[:, list(LIMBS)] - expected).abs().max() < 0.008, found.depth[:, list(LIMBS)] - expected
+    assert (found.depth[:, 0] == 0).all() and torch.equal(found.depth.isnan(), found.joints.isnan().any(-1))
+    monkeypatch.setattr(Interpreter, "present", 0.1)
+    assert detector.detect(torch.ones(1, 3, 64, 64)).depth.isnan().all()
+    monkeypatch.setattr(Interpreter, "present", 1.0)
+    monkeypatch.setattr(Interpreter, "gives", {1: (1, 195), 2: (1, 1)})
+    detectors._blazepose.cache_clear()
+    assert detector.detect(dots(STANDING[None])).depth is None
+
+
 def test_who_does_not_understand_says_so(stand_in, monkeypatch):
     "A network that guesses anew at each look is not believed, and its picture not judged; that nobody is there is an answer, and refused."
     detector, label = stand_in("blazepose"), torch.zeros(2, 23, 3)
@@ -233,7 +256,11 @@ def test_outputs_are_read():
     found = decode_blazepose(numbers.reshape(2, 195), torch.tensor([0.9, 0.4]))
     assert found.points[0, 11].tolist() == [-0.5, 0.5] and found.points[0, 12].tolist() == [0.5, -0.25] and found.points.shape == (2, 33, 2)
     assert found.confidence[0, 11].item() == pytest.approx(1 / (1 + math.exp(-2)) / (1 + math.exp(1))) and found.confidence[0, 12] == 1
-    assert found.points[1].isnan().all() and (found.confidence[1] == 0).all()
+    assert found.points[1].isnan().all() and (found.confidence[1] == 0).all() and found.depth is None
+    space = torch.randn(2, 39, 3, generator=torch.Generator().manual_seed(2))
+    numbers[:, :33, :2] = 128 + 256 * 0.3 * space[:, :33, :2]
+    found = decode_blazepose(numbers.reshape(2, 195), torch.tensor([0.9, 0.4]), (space + 2).reshape(2, 117))
+    assert torch.allclose(found.depth[0] - found.depth[0, 0], -0.3 * (space[0, :33, 2] - space[0, 0, 2]), atol=1e-5) and found.depth[1].isnan().all()
     columns, rows = torch.zeros(1, 1, 384), torch.zeros(1, 1, 512)
     columns[..., 100], rows[..., 301] = 0.8, 0.6
     points, sure = decode_simcc(columns, rows, 192, 256)

@@ -29,8 +29,9 @@ from drpose.reward.skeleton_predictor import SkeletonPredictor
 OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
 OUTPUT_PARAMETER = "output_dir"  # where a run writes; sent to a temporary folder here
 SMALLER = {  # parameters with which a job is run the second time: that it runs at its own is known from the first
-    "ablate": {"pairs": 4, "steps": 1}, "guide": {"samples": 2, "evaluation_steps": 1, "scales": [1.5], "sheet": 1}, "benchmark": {"baseline": False}, "benchmark_carving": {"starts": [], "disagreeing": 1, "image_size": 32}, "benchmark_multiview": {"repeats": 1}, "benchmark_pipeline": {"measure": False}, "benchmark_rendering": {"image_sizes": [64], "repeats": 1, "mesh_rings": 30},
-    "evaluate": {"drawn": ["truth"]}, "build_dataset": {"anchors": 2, "calibration": 3}, "generate": {"num_inference_steps": 2}, "reconstruct": {"best_of": 1, "num_inference_steps": 2, "texture_size": 0},
+    "ablate": {"pairs": 4, "steps": 1}, "guide": {"samples": 2, "evaluation_steps": 1, "given": "true", "scales": [1.5], "sheet": 1}, "benchmark": {"baseline": False}, "benchmark_carving": {"starts": [], "disagreeing": 1, "image_size": 32}, "benchmark_multiview": {"repeats": 1}, "benchmark_pipeline": {"measure": False}, "benchmark_rendering": {"image_sizes": [64], "repeats": 1, "mesh_rings": 30},
+    "evaluate": {"drawn": ["tuned"], "detector": "estimator", "num_inference_steps": 2}, "build_dataset": {"anchors": 2, "calibration": 3}, "generate": {"num_inference_steps": 2, "detector": "estimator"}, "reconstruct": {"best_of": 1, "num_inference_steps": 2, "texture_size": 0},
+    "real_person": {"frames": [4], "cameras": ["cam03"], "num_inference_steps": 2},
     "posttrain": {"pairs": 4, "steps": 1, "evaluation_steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
     "posttrain_own": {"steps": 1, "num_inference_steps": 2, "trained_steps": 1, "early_stop": 1, "validation_every": 1, "sheet": 1},
     "train_base": {"steps": 2}, "train_base_on_scans": {"steps": 2, "sample_steps": 2}, "train_pose_estimator": {"dynamic_pairs": 6, "everyday_pairs": 2, "steps": 2}, "train_skeleton_predictor": {"steps": 2}, "train_picture_predictor": {"steps": 2, "pool_objects": 6, "everyday_objects": 2, "guesses": 2},

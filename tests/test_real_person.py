@@ -5,6 +5,7 @@ import time
 import zipfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 
 from drpose.evaluation import real_person
-from drpose.evaluation.real_person import COMPARED, RealTruth, azimuths_of, constant_joints, draw_footage, flat_joints, level_square, locate_joints, open_footage, outline, read_cameras, read_moment, sight
+from drpose.evaluation.real_person import COMPARED, RealTruth, azimuths_of, constant_joints, draw_footage, drawn_joints, flat_joints, level_square, locate_joints, open_footage, outline, read_cameras, read_moment, sight
 from drpose.mesh import reconstruction
 from drpose.mesh.carving import carve_surface
 from drpose.mesh.reconstruction import reconstruct
 from drpose.pairs.detectors import load_detector
+from drpose.pairs.gates import Detection
 from drpose.pairs.scail_animator import write_video
 from drpose.people.bodies import load_body
+from drpose.pictures.cameras import ViewRig
 from test_mesh_writing import said_by_khronos, validator
 
 pytest.importorskip("imageio_ffmpeg")
@@ -179,6 +182,23 @@ def test_outlines_come_from_what_is_at_hand(seen, monkeypatch):
     monkeypatch.setattr(real_person, "cut_out_person", lambda photo: Image.fromarray(np.dstack([np.asarray(photo), np.full(photo.size[::-1], 51, np.uint8)])))
     assert outline(seen[0].picture, object()).unique().tolist() == pytest.approx([0.2])
     assert set(outline(seen[0].picture, load_detector("estimator")).unique().tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("views, placed", [((0, 1, 2, 3), True), ((0, 3), True), ((0, 2), False), ((1, 3), False), ((2,), False)])
+def test_two_views_from_opposite_sides_place_nothing(views, placed):
+    "A joint of the limbs that only front and back show: the person is not read, whatever the others; of a joint that nobody compares, it alone is lost."
+    rig = ViewRig((0.0, 90.0, 180.0, 270.0), image_size=64)
+    joints = torch.rand(23, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    pixels = rig.project(joints[None])[0]
+    found = torch.stack([pixels[..., 0] / 64 - 0.5, 0.5 - pixels[..., 1] / 64], -1)
+    for joint in (20, 22):
+        some = found.clone()
+        some[[view for view in range(4) if view not in views], joint] = torch.nan
+        read = drawn_joints(torch.ones(4, 3, 64, 64), rig, SimpleNamespace(detect=lambda images, some=some: Detection(some, torch.full((4, 23), 0.01))))
+        if joint == 20 and not placed:
+            assert read is None
+        else:
+            assert np.isnan(read).any(1).nonzero()[0].tolist() == ([] if placed else [22]) and np.nanmax(np.abs(read - joints.numpy())) < 1e-4
 
 
 def test_nobody_is_told(drawn, monkeypatch):

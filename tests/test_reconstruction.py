@@ -14,8 +14,10 @@ from drpose.ground import command
 from drpose.ground.model_files import embedded_models
 from drpose.mesh import reconstruction
 from drpose.mesh.carving import carve_surface
-from drpose.mesh.reconstruction import Reconstruction, ReconstructionConfig, coverage_of, load_models, person_from_views, read_person, reconstruct
+from drpose.mesh.reconstruction import Reconstruction, ReconstructionConfig, coverage_of, load_models, person_from_views, read_person, reconstruct, seen_joints
 from drpose.multiview.pipeline import encode_images
+from drpose.pairs.detectors import load_detector
+from drpose.pairs.gates import Detection
 from drpose.pairs.scail_animator import read_video
 from drpose.people.bodies import load_body
 from drpose.people.clips import embedded_clips
@@ -191,6 +193,63 @@ def test_the_draw_that_agrees_most_is_kept(made, photo):
     assert torch.allclose(alone[int(np.argmin(made.disagreements))].images, made.images, atol=1e-5)
 
 
+class Seer:
+    "Finds what it was given, and has no points for spine, collars and jaw."
+
+    def __init__(self, joints, told=True, depth=True):
+        joints = joints.clone()
+        joints[[3, 6, 9, 13, 14, 22]] = torch.nan
+        self.found = Detection(joints[None, :, :2], torch.full((1, 23), 0.01), torch.tensor([told]), joints[None, :, 2] - joints[0, 2] if depth else None)
+
+    def detect(self, images):
+        return self.found
+
+
+def test_what_a_detector_does_not_know_is_a_bodys(somebody, body_model):
+    "Known joints come back as they are, from the middle of the body's box; spine, collars and jaw lie where they do in the true body, to 3 cm."
+    _, joints, _ = somebody
+    scale = somebody[0].framing.scale.item()
+    found = seen_joints(torch.ones(3, 8, 8), Seer(joints), body_model)
+    known = [joint for joint in range(23) if joint not in (3, 6, 9, 13, 14, 22)]
+    assert torch.allclose(found[known, :2], joints[known, :2]) and torch.allclose(found[known, 2] - found[0, 2], joints[known, 2] - joints[0, 2], atol=1e-6)
+    assert (found - joints).norm(dim=-1).max() < 0.03 * scale, "the frame's middle too, to which the true joints belong"
+
+
+def test_a_detector_that_cannot_say_is_refused(somebody, body_model):
+    joints = somebody[1]
+    with pytest.raises(ValueError, match="Seer sees no depth, needed one that does.*blazepose"):
+        seen_joints(torch.ones(3, 8, 8), Seer(joints, depth=False), body_model)
+    with pytest.raises(ValueError, match="Seer finds too little of a person in the photo"):
+        seen_joints(torch.ones(3, 8, 8), Seer(torch.full((23, 3), torch.nan)), body_model)
+    with pytest.warns(UserWarning, match="two looks of Seer at the photo do not agree"):
+        seen_joints(torch.ones(3, 8, 8), Seer(joints, told=False), body_model)
+
+
+def test_a_pose_that_was_seen_is_drawn_and_believed(made, somebody):
+    "Told another pose, the model draws another person; the body starts from what was seen. A model that takes no pose draws as ever."
+    models, config, joints = load_models(ReconstructionConfig()), ReconstructionConfig(num_inference_steps=4), somebody[1]
+    alone, told, mirrored = (reconstruction.draw_photo(made.photo, 0, *models, config, one) for one in (None, joints, joints * torch.tensor([1.0, 1.0, -1.0])))
+    assert torch.equal(told.joints, joints) and not torch.equal(alone.joints, joints)
+    sides = lambda draw: draw.images[1, 1::2]  # noqa: E731
+    assert (sides(told) - sides(mirrored)).abs().mean() > 3 * (told.images[1, 0] - mirrored.images[1, 0]).abs().mean(), "the front does not tell depth"
+    models[0].unet.register_to_config(skeleton_channels=0)
+    models[0].register_modules(pose_estimator=None)
+    untold, again = (reconstruction.draw_photo(made.photo, 0, *models, config, one) for one in (None, joints))
+    assert torch.equal(untold.images, again.images) and torch.equal(again.joints, joints)
+    assert torch.equal(reconstruction.draw_photo(made.photo, 0, models[0], None, config, joints).joints, joints) and reconstruction.draw_photo(made.photo, 0, models[0], None, config).joints is None
+
+
+def test_the_command_asks_a_detector(photo, monkeypatch):
+    "The estimator that ships, asked as a detector about the same photo, at 512 pixels: nearly the pose that the pipeline finds by itself."
+    told = []
+    monkeypatch.setattr(reconstruction, "draw_photo", lambda photo, number, pipeline, predictor, config, joints: told.append((joints, pipeline.estimate(photo.body[None, None])[0])) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reconstruct(photo, detector="estimator")
+    ((seen, own),) = told
+    assert (seen[:, :2] - own[:, :2]).norm(dim=-1).mean() < 0.02 and ((seen - seen[0]) - (own - own[0])).norm(dim=-1).mean() < 0.04
+    assert isinstance(load_detector("estimator").detect(torch.ones(1, 3, 64, 64)).depth, torch.Tensor)
+
+
 def test_a_pipeline_alone_has_no_predictor(tmp_path):
     pipeline = tmp_path / "alone"
     shutil.copytree(embedded_models() / "pipeline", pipeline)
@@ -201,7 +260,8 @@ def test_a_pipeline_alone_has_no_predictor(tmp_path):
 
 @pytest.mark.parametrize(
     "settings, words",
-    [({"best_of": 0}, "best_of"), ({"start": "cube"}, "start"), ({"texture_size": 3}, "texture_size"), ({"dtype": "float8"}, "dtype"), ({"num_inference_steps": 0}, "num_inference_steps")],
+    [({"best_of": 0}, "best_of"), ({"start": "cube"}, "start"), ({"texture_size": 3}, "texture_size"), ({"dtype": "float8"}, "dtype"), ({"num_inference_steps": 0}, "num_inference_steps"),
+     ({"detector": "openpose"}, "detector"), ({"detector_weights": "some.tflite"}, "detector_weights")],
 )  # fmt: skip
 def test_settings_are_checked(settings, words):
     with pytest.raises(ValueError, match=words):
@@ -230,7 +290,7 @@ def test_who_has_no_photo_gets_an_example(tmp_path, capsys, monkeypatch, made):
 @pytest.mark.parametrize(
     "arguments, words",
     [(["missing.png", "-o", "person.glb"], "missing.png"), (["{photo}", "-o", "person.jpg"], "no mesh by its name"), (["{photo}", "-o", "person.glb", "--models", "nowhere"], "nowhere"),
-     (["{photo}", "-o", "person.glb", "--start", "cube"], "start")],
+     (["{photo}", "-o", "person.glb", "--start", "cube"], "start"), (["{photo}", "-o", "person.glb", "--detector", "blazepose"], "'blazepose' needs weights")],
 )  # fmt: skip
 def test_the_command_refuses_in_one_sentence(arguments, words, photo, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -436,14 +436,17 @@ def constant_joints(body_model: BodyModel) -> np.ndarray:
 
 # %% ../../nbs/evaluation/10_real_person.ipynb #1dc6bb88
 def drawn_joints(colors: torch.Tensor, rig: ViewRig, detector: JointDetector) -> np.ndarray | None:
-    "Joints (23, 3) that a detector reads from drawn views (V, 3, S, S); None where two views do not show them all."
+    """Joints (23, 3) that a detector reads from drawn views (V, 3, S, S), NaN for those that no two views place: views
+    from opposite sides see the same. None where one of COMPARED is lost."""
     seen = detector.detect(colors)
     known = seen.joints.isfinite().all(-1)
-    if not (known.sum(0)[list(COMPARED)] >= 2).all():
+    lines = torch.tensor([round(azimuth % 180, 3) for azimuth in rig.azimuths], device=known.device)
+    placed = torch.stack([known[lines == line].any(0) for line in lines.unique()]).sum(0) >= 2
+    if not placed[list(COMPARED)].all():
         return None
     x, y = seen.joints.nan_to_num().unbind(-1)
     pixels = torch.stack([x + 0.5, 0.5 - y], -1) * rig.image_size
     sure = known * seen.error.clamp_min(1e-6) ** -2
-    lost = known.sum(0) < 2
-    joints = rig.triangulate(pixels[None], torch.where(lost, 1.0, sure)[None])[0]
-    return torch.where(lost[:, None], np.nan, joints).double().cpu().numpy()
+    joints = rig.triangulate(pixels[None], torch.where(placed, sure, 1.0)[None])[0]
+    return torch.where(placed[:, None], joints, np.nan).double().cpu().numpy()
+

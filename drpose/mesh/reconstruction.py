@@ -26,7 +26,7 @@ from ..ground.seeding import seeded_generator
 from ..ground.files import write_atomic
 from ..ground.model_files import embedded_adapter, embedded_models
 from ..ground.trainer import LocalPath, ModelName, require
-from ..people.bodies import BodyModel, load_body
+from ..people.bodies import SKELETON_JOINTS, BodyModel, load_body
 from ..people.pose_sets import draw_set
 from ..pictures.cameras import Framing, ViewRig
 from ..pictures.plots import to_image
@@ -38,7 +38,9 @@ from ..multiview.unet import load_lora
 from ..multiview.pipeline import (MultiViewPipeline, decode_latents, encode_images, finish_views,
                                        pixels_per_cell, place_of)
 from ..multiview.scans import render_scan
+from ..pairs.gates import JointDetector
 from ..pairs.scail_animator import write_video
+from ..pairs.detectors import DETECTORS, load_detector
 from ..reward.skeleton_predictor import SkeletonPredictor
 from .soft_rendering import SoftViews
 from .body_fit import BodyFit, fit_joints, refine_fit
@@ -48,8 +50,8 @@ from .carving import Carved, carve_surface, view_weights
 
 # %% auto #0
 __all__ = ['HAZE', 'ISLAND', 'FIT_PIXELS', 'TALL', 'STARTS', 'DTYPES', 'PHOTO_PIXELS', 'EXAMPLE', 'coverage_of', 'Person',
-           'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models', 'framed_photo',
-           'Draw', 'draw_photo', 'reconstruct', 'example_photo', 'main']
+           'fit_person', 'person_from_views', 'read_person', 'Reconstruction', 'ReconstructionConfig', 'load_models',
+           'framed_photo', 'seen_joints', 'Draw', 'draw_photo', 'reconstruct', 'example_photo', 'main']
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #3de3df47
 HAZE = (0.25, 0.75)  # a distance below the first is background, above the second is person
@@ -128,9 +130,10 @@ def _write_turning(path: Path, pictures: Tensor) -> Path:
     return write_atomic(path, lambda temporary: temporary.write_bytes(packed.getvalue()))
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #7026171b
-def _fitted(joints: Tensor | None, normals: Tensor, masks: Tensor, rig: ViewRig,
-            body_model: BodyModel) -> BodyFit | None:
-    "The body of one person with these joints (23, 3), refined by the views; None, with a warning, where there is none."
+def fit_person(joints: Tensor | None, normals: Tensor, masks: Tensor, rig: ViewRig,
+               body_model: BodyModel) -> BodyFit | None:
+    """The body of one person with these joints (23, 3) in the rig's frame, refined by views: normals (V, 3, S, S) in
+    [0, 1] and masks (V, S, S). None where the joints are None or, with a warning, no person's."""
     if joints is None:
         return None
     try:
@@ -165,7 +168,7 @@ def person_from_views(
     """The person that V views show. Errors as in `carve_surface`, `color_views` and `lay_flat`; a warning where the
     joints are no person's."""
     require(start in STARTS, "start", start, f"one of {', '.join(STARTS)}")
-    fit = _fitted(joints, normals, masks, rig, body_model)
+    fit = fit_person(joints, normals, masks, rig, body_model)
     inside = (fit.framing.apply(body_model(fit.pose).vertices)[0].detach(), body_model.faces) if fit else "hull"
     carved = carve_surface(normals, masks, rig, inside if start == "body" else start)
     surface, size = (carved.vertices, carved.faces), colors.shape[-1]
@@ -231,13 +234,20 @@ class ReconstructionConfig:
     crop_size: int = 0  # longer side of the person in pixels of the frame, 0 as the model was trained
     num_inference_steps: int = 10  # PSHuman: 40
     guidance_scale: float = 1.0  # PSHuman: 3.0
-    pose_scale: float = 1.0  # above 1: the joints that the estimator finds are drawn more clearly
+    # who finds the joints in the photo: "blazepose" in photographs; empty: the pipeline's own estimator, if it has one
+    detector: str = ""
+    detector_weights: ModelName = ""  # the detector's file
+    pose_scale: float = 1.0  # above 1: the joints found in the photo are drawn more clearly
     eta: float = 0.0  # fresh noise per step; PSHuman: 1.0
     start: str = "body"  # of carving: "body", "hull" or "sphere"
     texture_size: int = 1024  # texels along each side; 0 = colours at the vertices
 
     def __post_init__(self) -> None:
         require(self.dtype in DTYPES, "dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        require(self.detector in ("", *DETECTORS), "detector", self.detector,
+                f"empty, or one of {', '.join(DETECTORS)}")
+        require(bool(self.detector) or not self.detector_weights, "detector_weights", self.detector_weights,
+                "empty, or a detector")
         require(self.best_of >= 1, "best_of", self.best_of, "at least 1")
         require(self.num_inference_steps >= 1, "num_inference_steps", self.num_inference_steps, "at least 1")
         require(self.start in STARTS, "start", self.start, f"one of {', '.join(STARTS)}")
@@ -282,30 +292,60 @@ def framed_photo(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, c
     crop = crop_size or round(frame * (740 / 768 if pipeline.config.descriptor == "clip" else 50 / 64))
     return prepare_photo(photo, scale * crop, scale * frame)
 
+# %% ../../nbs/mesh/07_reconstruction.ipynb #a5d11c02
+def seen_joints(picture: Tensor, detector: JointDetector, body_model: BodyModel) -> Tensor:
+    """Joints (23, 3) of the person in a framed picture (3, S, S), in its frame, as a detector sees them; what it does
+    not know is the body's that fits. ValueError for a detector that sees no depth, and where it finds too little of
+    a person; a warning where it does not believe itself."""
+    found = detector.detect(picture[None])
+    if found.depth is None:
+        raise ValueError(f"{type(detector).__name__} sees no depth, needed one that does: an estimator, or blazepose "
+                         "with a file that also gives points in space, such as pose_landmark_heavy.tflite")
+    joints = torch.cat([found.joints, found.depth[..., None]], -1).float()
+    try:
+        fit = fit_joints(joints, body_model, units="frame")
+    except ValueError as error:
+        raise ValueError(f"{type(detector).__name__} finds too little of a person in the photo ({error})") from None
+    if found.told is not None and not bool(found.told[0]):
+        warnings.warn(f"two looks of {type(detector).__name__} at the photo do not agree: the pose may be wrong",
+                      stacklevel=2)
+    with torch.no_grad():
+        body = body_model(fit.pose)
+        whole, surface = (fit.framing.apply(points)[0] for points in (body.joints[:, : len(SKELETON_JOINTS)],
+                                                                      body.vertices))
+    joints = torch.where(joints[0].isfinite(), joints[0], whole)
+    joints[:, 2] -= (surface[:, 2].amin() + surface[:, 2].amax()) / 2
+    return joints
+
 # %% ../../nbs/mesh/07_reconstruction.ipynb #854b9912
 @dataclass
 class Draw:
     "What a model made of a photo, before there is a surface."
 
     images: Tensor  # (2, V, 3, S, S)
-    joints: Tensor | None  # (23, 3) in the rig's frame; None where nothing reads them
-    disagreement: float  # of views and photo, shares of the frame; 0 without a skeleton predictor
+    joints: Tensor | None  # (23, 3) in the rig's frame; None where nothing finds them
+    disagreement: float = 0.0  # of views and photo, shares of the frame; 0 without a skeleton predictor
+    read: Tensor | None = None  # (23, 3) as the skeleton predictor reads them from the views
 
 
 def draw_photo(photo: FramedPhoto, number: int, pipeline: MultiViewPipeline, predictor: SkeletonPredictor | None,
-           config: ReconstructionConfig) -> Draw:
-    "The draw `number` of a framed photo."
+           config: ReconstructionConfig, joints: Tensor | None = None) -> Draw:
+    """The draw `number` of a framed photo. `joints` (23, 3), where somebody has seen them in it, are told to a model
+    that takes a pose, and believed rather than what a predictor reads from the views."""
     pictures = torch.stack([photo.body, photo.face][: 1 + pipeline.unet.config.face_view])[None]
     latents = pipeline(pictures, config.num_inference_steps, guidance_scale=config.guidance_scale, eta=config.eta,
                        generator=seeded_generator(config.seed, "reconstruct", number), base_below=config.adapter[1],
-                       output_type="latent", pose_scale=config.pose_scale).images
+                       output_type="latent", pose_scale=config.pose_scale,
+                       joints=None if joints is None or not pipeline.unet.config.skeleton_channels else joints[None],
+                       ).images
     with torch.no_grad():
         decoded = decode_latents(pipeline.vae, latents)
         images = finish_views(decoded, pipeline.config.mirrored, pipeline.unet.config.face_view)[0].float()
         if predictor is not None:
-            return Draw(images, *read_person(latents, photo.body, pipeline, predictor))
-        found = pipeline.estimate(pictures)
-    return Draw(images, None if found is None else found[0], 0.0)
+            read, disagreement = read_person(latents, photo.body, pipeline, predictor)
+            return Draw(images, read if joints is None else joints, disagreement, read)
+        found = pipeline.estimate(pictures) if joints is None else joints[None]
+    return Draw(images, None if found is None else found[0])
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #0706c84d
 PHOTO_PIXELS = 512  # colours of small models are enlarged at most to this
@@ -318,7 +358,7 @@ def reconstruct(
     **settings,  # of ReconstructionConfig, where no config is given
 ) -> Reconstruction:
     """A textured person with a skeleton, from one photo. FileNotFoundError or ValueError in one sentence for a photo,
-    a model or a setting that cannot be used, and for a draw that shows nobody."""
+    a model, a detector or a setting that cannot be used, and for a draw that shows nobody."""
     config, began, seconds = config or ReconstructionConfig(**settings), time.perf_counter(), {}
 
     def done(part: str) -> None:
@@ -329,17 +369,23 @@ def reconstruct(
     body_model = load_body(config.body or None).to(config.device)
     framed = framed_photo(photo, pipeline, config.crop_size)
     done("models")
+    joints, scale = None, max(1, PHOTO_PIXELS // framed.body.shape[-1])
+    large = framed_photo(photo, pipeline, config.crop_size, scale).body
+    if config.detector:
+        told("looking for the joints")
+        detector = load_detector(config.detector, config.detector_weights, config.device)
+        joints = seen_joints(large.to(config.device), detector, body_model)
+        done("pose")
     draws = []
     for number in range(config.best_of):
         told(f"drawing the person from all sides, draw {number + 1} of {config.best_of}")
-        draws.append(draw_photo(framed, number, pipeline, predictor, config))
+        draws.append(draw_photo(framed, number, pipeline, predictor, config, joints))
     draw = min(draws, key=lambda each: each.disagreement)
     normals, colors = draw.images
     done("views")
     told("carving a surface and painting it")
-    scale = max(1, PHOTO_PIXELS // colors.shape[-1])
     colors = F.interpolate(colors, scale_factor=scale, mode="bicubic").clamp(0, 1)
-    colors[0] = framed_photo(photo, pipeline, config.crop_size, scale).body.to(colors)
+    colors[0] = large.to(colors)
     masks = coverage_of(normals)
     rig = ViewRig(tuple(pipeline.config.azimuths), image_size=normals.shape[-1])
     person = person_from_views(normals, colors, masks, rig, body_model, draw.joints, config.start, config.texture_size)
@@ -369,7 +415,9 @@ _OPTIONS = {"models": "folder with pipeline/ and predictor/; left out: the embed
             "best_of": "draw so often and keep the draw whose views agree best",
             "crop_size": "longer side of the person in pixels of the frame, 0 as the model was trained",
             "num_inference_steps": "PSHuman: 40", "guidance_scale": "PSHuman: 3.0", "eta": "PSHuman: 1.0",
-            "pose_scale": "above 1: draw the joints that the pose estimator finds more clearly",
+            "detector": f"who finds the joints in the photo, {' or '.join(DETECTORS)}; left out: the pipeline's own",
+            "detector_weights": "the detector's file, such as pose_landmark_heavy.tflite",
+            "pose_scale": "above 1: draw the joints found in the photo more clearly",
             "start": "of carving: body, hull or sphere",
             "texture_size": "texels along each side, 0: colours at vertices"}
 

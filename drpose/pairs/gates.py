@@ -151,6 +151,7 @@ class Detection(NamedTuple):
     joints: Tensor  # (B, 23, 2), NaN for a joint that was not found
     error: Tensor  # (B, 23) expected absolute error of each coordinate, above 0
     told: Tensor | None = None  # (B,) bool, False where it does not believe what it found; None: it always does
+    depth: Tensor | None = None  # (B, 23) toward the viewer from the pelvis; None: it sees places alone
 
 
 class JointDetector(Protocol):
@@ -161,14 +162,16 @@ class JointDetector(Protocol):
 
 @dataclass
 class EstimatorDetector:
-    "A `PoseEstimator` as a detector: its joints without their depths."
+    "A `PoseEstimator` as a detector."
 
     estimator: PoseEstimator
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> Detection:
         found = self.estimator.eval()(images.to(self.estimator.dtype))
-        return Detection(found.joints[..., :2].float(), found.error[..., :2].float().mean(-1))
+        joints = found.joints.float()
+        return Detection(joints[..., :2], found.error[..., :2].float().mean(-1),
+                         depth=joints[..., 2] - joints[:, :1, 2])
 
 
 def reprojection_scores(found: Detection, joints: Tensor) -> dict[str, Tensor]:
