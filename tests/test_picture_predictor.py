@@ -1,5 +1,7 @@
 """The evaluation predictor that sees pictures: its network, what it is given, and that nothing reaches past its eyes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -11,6 +13,7 @@ from drpose.ground.trainer import RunDirectory
 from drpose.multiview.latents import ImageSet
 from drpose.multiview.pipeline import MultiViewPipeline, decode_latents
 from drpose.pictures.cameras import TINY_RIG
+from drpose.reward import picture_predictor
 from drpose.reward.picture_predictor import DecodedPredictor, PictureLoss, PicturePredictor, load_eval_predictor, spoilt, train_picture_predictor
 from drpose.reward.predictor_training import PredictorConfig
 from drpose.reward.skeleton_predictor import SkeletonPredictor
@@ -162,3 +165,20 @@ def test_what_eight_draws_reach():
     assert found["depth_mm"] == pytest.approx(found["depth_of_flat"] * 2 / 3, rel=1e-3) and found["spread_mm"] == pytest.approx(found["depth_of_flat"], rel=1e-3)
     with pytest.raises(ValueError, match="at least 2"):
         measure_draws(pipeline.unet, pipeline.scheduler, pipeline.prompt_table.embeds, benchmark, Fake(), 1)
+
+
+def test_several_questions_cost_one_look(vae, monkeypatch):
+    "Joints, features and reward of the same latents: decoded once, seen once; told what they look like, not decoded at all; another rig or other latents are looked at anew."
+    network, looks, decodes = DecodedPredictor(small(), vae), [], []
+    plain, decode = PicturePredictor.seen, picture_predictor.decode_latents
+    monkeypatch.setattr(PicturePredictor, "seen", lambda self, pictures, rig: looks.append(rig) or plain(self, pictures, rig))
+    monkeypatch.setattr(picture_predictor, "decode_latents", lambda *given: decodes.append(1) or decode(*given))
+    latents, truth = torch.randn(2, 2, 4, 4, 16, 16), torch.zeros(2, 23, 3)
+    first = network.joints(latents, GRID).joints3d, network.features(latents, GRID), network.reward(latents, truth, GRID)
+    assert len(looks) == len(decodes) == 1
+    turned = replace(GRID, azimuths=(0.0, 90.0, 180.0, 200.0))
+    assert not torch.equal(network.features(latents, turned), first[1]) and (len(looks), len(decodes)) == (2, 1)
+    again = latents.clone()
+    network.remember(again, network.pictures(latents))
+    assert torch.equal(network.reward(again, truth, GRID), first[2]) and (len(looks), len(decodes)) == (3, 1)
+    assert not torch.equal(network.features(latents + 1, GRID), first[1]) and (len(looks), len(decodes)) == (4, 2)

@@ -206,6 +206,8 @@ def evaluate_views(
     latents, base_latents = latents.cpu(), None if base_latents is None else base_latents.cpu()
     place = getattr(eval_predictor, "device", "cpu")
     asked = latents.to(place)
+    if images is not None and hasattr(eval_predictor, "remember"):
+        eval_predictor.remember(asked, images)  # one that reads pictures need not decode them again
     found = eval_predictor.joints(asked, latent_rig)
     points2d, joints3d = ((found[k] if isinstance(found, Mapping) else getattr(found, k)).cpu()
                           for k in ("points2d", "joints3d"))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
@@ -174,23 +175,19 @@ class _Compares(_Draws):
     score: PoseScore
     eval_score: PoseScore
 
+    base_rewards: dict[str, np.ndarray]  # of the hard people as the base draws them, by both scores
+
     @torch.no_grad()
-    def _gain(self, score: PoseScore, latents: Tensor) -> Change:
-        "Change of a reward on the hard people."
-        truth, rig, device = (self.benchmarks["hard"].truth, self.rig.resized(latents.shape[-1]),
-                              next(score.parameters(), latents).device)
+    def _rewards(self, latents: Tensor) -> dict[str, np.ndarray]:
+        "What both scores say of drawings of the hard people."
+        truth, rig = self.benchmarks["hard"].truth, self.rig.resized(latents.shape[-1])
         masks = (() if truth.masks is None else (F.avg_pool2d(truth.masks.float(),
                                                               truth.masks.shape[-1] // latents.shape[-1]),))
 
-        def rewards(drawn: Tensor):
-            parts = torch.arange(len(drawn)).split(people_at_once(drawn.shape[-1]))
-            given = (drawn[:, :, : rig.num_views], truth.joints, *masks)
-            return torch.cat([_scored(score, rig, *(tensor[part].to(device) for tensor in given))
-                              for part in parts]).double().cpu().numpy()
-
-        before, after = rewards(self.base["hard"]), rewards(latents)
-        return Change(float(before.mean()), float((after - before).mean()),
-                      float((after - before).std(ddof=1) / len(before) ** 0.5))
+        given = (latents[:, :, : rig.num_views], truth.joints, *masks)
+        parts = torch.arange(len(latents)).split(people_at_once(latents.shape[-1]))
+        return {name: torch.cat([_scored(score, rig, *(tensor[part] for tensor in given)) for part in parts]).numpy()
+                for name, score in (("reward", self.score), ("judge_reward", self.eval_score))}
 
     def changes(self, drawn: dict[str, Tensor]) -> dict[str, Change]:
         "What `find_alarms` wants to know."
@@ -201,14 +198,20 @@ class _Compares(_Draws):
                   "frechet": ("everyday", "frechet"), "drift": ("hard", "drift")}
         found = {name: Change(*(tables[which][metric][key] for key in ("before", "change", "se")))
                  for name, (which, metric) in wanted.items()}
-        return found | {"reward": self._gain(self.score, drawn["hard"]),
-                        "judge_reward": self._gain(self.eval_score, drawn["hard"])}
+        for name, after in self._rewards(drawn["hard"]).items():
+            before = self.base_rewards[name]
+            found[name] = Change(float(before.mean()), float((after - before).mean()),
+                                 float((after - before).std(ddof=1) / len(before) ** 0.5))
+        return found
 
 
 def _scored(score: PoseScore, rig: ViewRig, latents: Tensor, joints: Tensor, masks: Tensor | None = None) -> Tensor:
-    "Rewards (B,); outlines are given to those who can use them."
-    return (score(latents, joints, rig) if masks is None or not isinstance(score, RewardSum)
-            else score(latents, joints, rig, masks))
+    "Rewards (B,) on the processor; outlines are given to those who can use them."
+    device = next(score.parameters(), latents).device
+    given = (latents.to(device), joints.to(device), rig)
+    if masks is not None and isinstance(score, RewardSum):
+        given = (*given, masks.to(device))
+    return score(*given).double().cpu()
 
 # %% ../../nbs/posttraining/03_validation.ipynb #6883eae7
 def _say(line: dict) -> None:
@@ -250,6 +253,7 @@ class Validator(_Compares):
         self.base = {name: self._draw(self.drawing.start, name) for name in self.benchmarks}
         self.measured = {name: self._measure(latents, name) for name, latents in self.base.items()}
         self.truth = {name: self._true_features(benchmark) for name, benchmark in self.benchmarks.items()}
+        self.base_rewards = self._rewards(self.base["hard"])
         self.base_diversity = self._diversity(self.drawing.start, self.base["everyday"])
 
     def _write(self) -> None:

@@ -69,8 +69,9 @@ class PicturePredictor(MapReadings, CheckedModel, ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList([DilatedBlock(width, embedding, dilation) for dilation in dilations])
         self.norm_out, self.conv_out = nn.GroupNorm(8, width), nn.Conv2d(width, joints, 1)
 
-    def _hidden(self, pictures: Tensor, rig: ViewRig) -> Tensor:
-        "What the blocks make of each view, (B * V, C, h, w)."
+    def seen(self, pictures: Tensor, rig: ViewRig) -> Tensor:
+        """What the network makes of each view, (B * V, C, h, w), before it says where joints are. ValueError on a
+        shape that does not match `rig`."""
         cell = self.config.pixels_per_cell
         if pictures.ndim != 6 or pictures.shape[1] != 2 or pictures.shape[2:4] != (rig.num_views, 3) or any(
                 side % cell for side in pictures.shape[-2:]):
@@ -80,21 +81,22 @@ class PicturePredictor(MapReadings, CheckedModel, ModelMixin, ConfigMixin):
         hidden = self.stem((2 * pictures - 1).transpose(1, 2).flatten(0, 1).flatten(1, 2))
         for block in self.blocks:
             hidden = block(hidden, embedding.repeat(len(pictures), 1))
-        return hidden
+        return F.silu(self.norm_out(hidden))
 
     def forward(self, pictures: Tensor, rig: ViewRig) -> Tensor:
         """pictures (B, 2, V, 3, H, W) -> logits of the skeleton maps (B, V, 23, h, w). ValueError on a shape that does
         not match `rig`."""
-        return self.conv_out(F.silu(self.norm_out(self._hidden(pictures, rig)))).unflatten(0, (len(pictures), -1))
+        return self.conv_out(self.seen(pictures, rig)).unflatten(0, (len(pictures), -1))
 
     def features(self, pictures: Tensor, rig: ViewRig) -> Tensor:
         "Features of each view, pooled (B*V, F): the space in which Frechet distances are measured."
-        return F.silu(self.norm_out(self._hidden(pictures, rig))).mean((-2, -1))
+        return self.seen(pictures, rig).mean((-2, -1))
 
 # %% ../../nbs/reward/05_picture_predictor.ipynb #045b8b8d
 class DecodedPredictor(MapReadings, nn.Module):
     """A `PicturePredictor` that is given latents (B, 2, V, C, h, w), as an evaluation predictor: they are decoded by
-    `vae` first, without a gradient. ValueError where the cells of the two differ in size."""
+    `vae` first, without a gradient. Several questions about the same latents cost one look. ValueError where the cells
+    of the two differ in size."""
 
     def __init__(self, predictor: PicturePredictor, vae: AutoencoderKL):
         super().__init__()
@@ -102,7 +104,8 @@ class DecodedPredictor(MapReadings, nn.Module):
             raise ValueError(f"this PicturePredictor reads cells of {predictor.config.pixels_per_cell} pixels, and the "
                              f"autoencoder's have {pixels_per_cell(vae)}; needed one that was trained for them")
         self.predictor = predictor.eval().requires_grad_(False)
-        self._vae, self._last = [vae], (None, None)  # in a list: it is not this module's to move or to save
+        self._vae = [vae]  # in a list: it is not this module's to move or to save
+        self._shown, self._looked = (None, None), (None, None, None)
 
     @property
     def config(self):
@@ -114,19 +117,30 @@ class DecodedPredictor(MapReadings, nn.Module):
 
     @torch.no_grad()
     def pictures(self, latents: Tensor) -> Tensor:
-        "What `latents` look like, (B, 2, V, 3, H, W); the last answer is kept, since several questions follow."
-        if self._last[0] is not latents:
-            decoded = decode_latents(self._vae[0], latents).float()
-            self._last = latents, ((decoded * 255).round() / 255).to(self.device)
-        return self._last[1]
+        "What `latents` look like, (B, 2, V, 3, H, W)."
+        if self._shown[0] is not latents:
+            self.remember(latents, decode_latents(self._vae[0], latents))
+        return self._shown[1]
 
+    def remember(self, latents: Tensor, pictures: Tensor) -> None:
+        "For whoever has decoded `latents` already: what they look like, (B, 2, V, 3, H, W) in [0, 1]."
+        self._shown = latents, ((pictures.float() * 255).round() / 255).to(self.device)
+
+    @torch.no_grad()
+    def _seen(self, latents: Tensor, rig: ViewRig) -> Tensor:
+        pictures = self.pictures(latents)
+        if self._looked[0] is not pictures or self._looked[1] != rig:
+            self._looked = pictures, rig, self.predictor.seen(pictures, rig)
+        return self._looked[2]
+
+    @torch.no_grad()
     def forward(self, latents: Tensor, rig: ViewRig) -> Tensor:
         "Logits of the skeleton maps (B, V, 23, h, w)."
-        return self.predictor(self.pictures(latents), rig)
+        return self.predictor.conv_out(self._seen(latents, rig)).unflatten(0, (len(latents), -1))
 
     def features(self, latents: Tensor, rig: ViewRig) -> Tensor:
         "See `PicturePredictor.features`."
-        return self.predictor.features(self.pictures(latents), rig)
+        return self._seen(latents, rig).mean((-2, -1))
 
 
 def load_eval_predictor(folder: str | Path, vae: AutoencoderKL) -> SkeletonPredictor | DecodedPredictor:
