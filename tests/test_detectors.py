@@ -16,10 +16,11 @@ from PIL import Image
 from drpose.ground.provenance import digest_of
 from drpose.pairs import detectors
 from drpose.pairs.animators import RenderAnimator, painted_poses
-from drpose.pairs.detectors import DETECTORS, Keypoints, decode_blazepose, decode_simcc, load_detector, skeleton_of
+from drpose.pairs.detectors import DETECTORS, Keypoints, decode_blazepose, decode_simcc, load_detector, matting_by, skeleton_of
 from drpose.pairs.gates import GATES, EstimatorDetector, calibrate_limits, check_renders, compressed, failed_gates, figure_mask, project_labels, reprojection_scores
 from drpose.people.bodies import load_body
 from drpose.people.pose_sets import draw_set
+from drpose.pictures.photos import cut_out_person
 
 LIMBS = (16, 18, 20, 1, 4, 7, 17, 19, 21, 2, 5, 8)
 COCO = (5, 7, 9, 11, 13, 15, 6, 8, 10, 12, 14, 16)
@@ -231,6 +232,31 @@ def test_blazepose_draws_outlines(stand_in, monkeypatch):
     pictures[0, :, 20:100, 40:80], pictures[1, :, 60:90, :30] = 0, 0
     found = detector.outline(pictures)
     assert found.shape == (2, 128, 128) and ((found > 0.5) == (pictures[:, 0] < 0.5)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("degrees, size", [(0, (400, 300)), (90, (340, 340)), (180, (300, 420))])
+def test_people_are_cut_out_of_photos(degrees, size, stand_in, monkeypatch):
+    "Wide and high photos, people upright, lying, upside down: the outline lies where it was drawn, colours stay, and a second dark thing in the room is left out; nobody is one sentence."
+    detector = stand_in("blazepose")
+    monkeypatch.setattr(Interpreter, "gives", {**Interpreter.gives, 4: (1, 256, 256, 1)})
+    plain = Interpreter.get_tensor
+    monkeypatch.setattr(Interpreter, "get_tensor", lambda self, index: (40 * (0.15 - self.picture.amax(0)))[None, ..., None].numpy() if index == 4 else plain(self, index))
+    square = dots(0.5 * turned(STANDING, degrees)[None], 420)[0]
+    trunk = 0.5 * turned(torch.tensor([[x, y] for x in (-0.04, 0.04) for y in (0.06, 0.16)]), degrees)
+    columns, rows = ((0.5 + trunk[:, 0]) * 420).int().tolist(), ((0.5 - trunk[:, 1]) * 420).int().tolist()
+    square[:, min(rows) : max(rows), min(columns) : max(columns)] = 0
+    left, top = ((420 - extent) // 2 for extent in size)
+    true = (square.amax(0) == 0)[top : top + size[1], left : left + size[0]].clone()
+    square[:, top : top + 20, left : left + 20] = 0  # a dark thing far from the person
+    levels = (square[:, top : top + size[1], left : left + size[0]] * 255).byte().permute(1, 2, 0).numpy()
+    made = cut_out_person(Image.fromarray(levels), matting_by(detector))
+    alpha = np.asarray(made)[..., 3] / 255
+    assert made.mode == "RGBA" and made.size == size and np.array_equal(np.asarray(made)[..., :3], levels)
+    assert alpha[:20, :20].max() == 0 and ((alpha > 0.5) != true.numpy()).mean() < 0.004 and (alpha > 0.5).sum() > 0.9 * true.sum()
+    monkeypatch.setattr(Interpreter, "present", 0.1)
+    with pytest.raises(ValueError, match="the detector finds nobody in the photo"):
+        cut_out_person(Image.fromarray(levels), matting_by(detector))
+    assert matting_by(load_detector("estimator")) is None and matting_by(None) is None
 
 
 def test_points_become_joints():

@@ -284,7 +284,7 @@ def level_square(camera: Camera, box: np.ndarray) -> Square:
 def outline(picture: torch.Tensor, detector: JointDetector) -> torch.Tensor:  # (1, 3, S, S) -> (S, S), both in [0, 1]
     "How much of each pixel of a picture is person. Errors as in `cut_out_person`, where that is needed."
     if isinstance(detector, BlazePoseDetector):
-        return ((detector.outline(picture)[0] - 0.1) / 0.8).clamp(0, 1)
+        return detector.outline(picture)[0]
     if isinstance(detector, EstimatorDetector):
         return figure_mask(picture)[0].float()
     levels = (picture[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()

@@ -32,7 +32,7 @@ from ..pictures.cameras import Framing, ViewRig
 from ..pictures.plots import to_image
 from ..pictures.dressed_people import draw_crowd, photograph
 from ..pictures.mesh_files import Scan, srgb_levels
-from ..pictures.photos import FramedPhoto, prepare_photo
+from ..pictures.photos import FramedPhoto, Matting, prepare_photo
 from ..pictures.mesh_writing import WRITTEN_FORMATS, write_scan
 from ..multiview.unet import load_lora
 from ..multiview.pipeline import (MultiViewPipeline, decode_latents, encode_images, finish_views,
@@ -40,7 +40,7 @@ from ..multiview.pipeline import (MultiViewPipeline, decode_latents, encode_imag
 from ..multiview.scans import render_scan
 from ..pairs.gates import JointDetector
 from ..pairs.scail_animator import write_video
-from ..pairs.detectors import DETECTORS, load_detector
+from ..pairs.detectors import DETECTORS, load_detector, matting_by
 from ..reward.skeleton_predictor import SkeletonPredictor
 from .soft_rendering import SoftViews
 from .body_fit import BodyFit, fit_joints, refine_fit
@@ -284,13 +284,13 @@ def load_models(config: ReconstructionConfig) -> tuple[MultiViewPipeline, Skelet
 
 
 def framed_photo(photo: str | Path | Image.Image, pipeline: MultiViewPipeline, crop_size: int = 0,
-                 scale: int = 1) -> FramedPhoto:
+                 scale: int = 1, matting: Matting | None = None) -> FramedPhoto:
     """The photo in the frame of the pipeline, its picture `scale` times as large; the longer side of the person is
     `crop_size` pixels of the frame, 0 as the model was trained. Errors as in `prepare_photo`."""
     frame = pipeline.unet.config.sample_size * pixels_per_cell(pipeline.vae)
     # PSHuman's people fill 740 of 768 pixels; the tiny world's, framed by the diagonal of their box, 50 of 64
     crop = crop_size or round(frame * (740 / 768 if pipeline.config.descriptor == "clip" else 50 / 64))
-    return prepare_photo(photo, scale * crop, scale * frame)
+    return prepare_photo(photo, scale * crop, scale * frame, matting)
 
 # %% ../../nbs/mesh/07_reconstruction.ipynb #a5d11c02
 def seen_joints(picture: Tensor, detector: JointDetector, body_model: BodyModel) -> Tensor:
@@ -352,7 +352,8 @@ PHOTO_PIXELS = 512  # colours of small models are enlarged at most to this
 
 
 def reconstruct(
-    photo: str | Path | Image.Image,  # with alpha; without, the extra `matting` cuts the person out
+    # with alpha; without, a detector that draws outlines cuts the person out, or the extra `matting`
+    photo: str | Path | Image.Image,
     config: ReconstructionConfig | None = None,
     told: Callable[[str], None] = lambda part: None,  # called with each part that begins, in words
     **settings,  # of ReconstructionConfig, where no config is given
@@ -367,15 +368,14 @@ def reconstruct(
     told("reading the models")
     pipeline, predictor = load_models(config)
     body_model = load_body(config.body or None).to(config.device)
-    framed = framed_photo(photo, pipeline, config.crop_size)
+    detector = load_detector(config.detector, config.detector_weights, config.device) if config.detector else None
     done("models")
-    joints, scale = None, max(1, PHOTO_PIXELS // framed.body.shape[-1])
-    large = framed_photo(photo, pipeline, config.crop_size, scale).body
-    if config.detector:
-        told("looking for the joints")
-        detector = load_detector(config.detector, config.detector_weights, config.device)
-        joints = seen_joints(large.to(config.device), detector, body_model)
-        done("pose")
+    told("looking at the photo")
+    framed = framed_photo(photo, pipeline, config.crop_size, matting=matting_by(detector))
+    scale = max(1, PHOTO_PIXELS // framed.body.shape[-1])
+    large = framed_photo(photo, pipeline, config.crop_size, scale, matting_by(detector)).body
+    joints = None if detector is None else seen_joints(large.to(config.device), detector, body_model)
+    done("photo")
     draws = []
     for number in range(config.best_of):
         told(f"drawing the person from all sides, draw {number + 1} of {config.best_of}")
@@ -424,8 +424,8 @@ _OPTIONS = {"models": "folder with pipeline/ and predictor/; left out: the embed
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("drpose reconstruct", description="One photo in; a textured person out.")
-    parser.add_argument("photo", nargs="?", help="a picture with alpha, or any with the extra `matting`; left out: "
-                        "somebody of the embedded world")
+    parser.add_argument("photo", nargs="?", help="a picture with alpha, or any with --detector blazepose or the "
+                        "extra `matting`; left out: somebody of the embedded world")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to: .glb, .obj or .ply")
     for name, help_text in _OPTIONS.items():
         value = getattr(ReconstructionConfig, name)

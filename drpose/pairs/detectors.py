@@ -8,24 +8,27 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image
 from torch import Tensor
 from transformers import VitPoseForPoseEstimation
 
 from ..ground.model_files import embedded_models, load_model, load_processor, model_folder
 from ..people.bodies import SKELETON_JOINTS
+from ..pictures.photos import Matting
 from ..multiview.pose_estimator import PoseEstimator, turn
 from .gates import SIDE, Detection, EstimatorDetector, JointDetector, figure_mask
 
 # %% auto #0
-__all__ = ['DETECTORS', 'Keypoints', 'skeleton_of', 'KeypointDetector', 'decode_blazepose', 'BlazePoseDetector',
-           'ViTPoseDetector', 'decode_simcc', 'RTMPoseDetector', 'load_detector']
+__all__ = ['DETECTORS', 'Keypoints', 'skeleton_of', 'KeypointDetector', 'decode_blazepose', 'BlazePoseDetector', 'cut_out',
+           'matting_by', 'ViTPoseDetector', 'decode_simcc', 'RTMPoseDetector', 'load_detector']
 
 # %% ../../nbs/pairs/10_detectors.ipynb #0414731d
 class Keypoints(NamedTuple):
@@ -90,18 +93,17 @@ def _turned(points: Tensor, angle: Tensor) -> Tensor:
     return torch.stack([cos * x - sin * y, sin * x + cos * y], -1)
 
 
-def _upright_square(found: Keypoints) -> tuple[Tensor, Tensor, Tensor]:
-    """The square in which somebody found stands upright: its angle (B,) radians, centre (B, 2) and side (B,), frame
-    units. The whole picture where there is no trunk."""
-    joints = skeleton_of(found).points
+def _upright_square(joints: Tensor, points: Tensor, margin: float = _MARGIN) -> tuple[Tensor, Tensor, Tensor]:
+    """The square in which somebody found stands upright, around points (B, K, 2), joints (B, 23, 2): its angle (B,)
+    radians, centre (B, 2) and side (B,), frame units. The whole picture where there is no trunk."""
     trunk = joints[:, list(_SHOULDERS)].mean(1) - joints[:, list(_HIPS)].mean(1)
     angle = torch.atan2(-trunk[:, 0], trunk[:, 1])
-    points = _turned(found.points, -angle)
+    points = _turned(points, -angle)
     low, high = points.nan_to_num(math.inf).amin(1), points.nan_to_num(-math.inf).amax(1)
     center = _turned(((low + high) / 2)[:, None], angle)[:, 0]
     known = angle.isfinite()
     return (torch.where(known, angle, 0.0), torch.where(known[:, None], center, 0.0),
-            torch.where(known, _MARGIN * (high - low).amax(-1), 1.0).clamp(min=0.1))
+            torch.where(known, margin * (high - low).amax(-1), 1.0).clamp(min=0.1))
 
 # %% ../../nbs/pairs/10_detectors.ipynb #71125086
 @dataclass
@@ -141,8 +143,9 @@ class KeypointDetector(ABC):
                 break
             whole = torch.ones(len(rows), device=device)
             first = self._look_at(images[rows], quarter * math.pi / 2 * whole, 0 * whole[:, None].expand(-1, 2), whole)
-            again = skeleton_of(self._look_at(images[rows], *_upright_square(first)))
-            off = (again.points - skeleton_of(first).points)[:, limbs].norm(dim=-1).mean(1).nan_to_num(math.inf)
+            before = skeleton_of(first)
+            again = skeleton_of(self._look_at(images[rows], *_upright_square(before.points, first.points)))
+            off = (again.points - before.points)[:, limbs].norm(dim=-1).mean(1).nan_to_num(math.inf)
             better = off < apart[rows]
             rows = rows[better]
             joints[rows], sure[rows], apart[rows] = again.points[better], again.confidence[better], off[better]
@@ -204,6 +207,9 @@ def _blazepose(path: Path) -> tuple[Any, int, list[int]]:
     return network, given[picture], [outputs[shape] for shape in (*shapes, (1, 117)) if shape in outputs]
 
 # %% ../../nbs/pairs/10_detectors.ipynb #2ab569d9
+_HAZE = 0.1  # an outline that is so unsure is background, and so sure of the contrary, person
+
+
 @dataclass
 class BlazePoseDetector(KeypointDetector):
     "BlazePose's landmark network, on the processor."
@@ -215,7 +221,7 @@ class BlazePoseDetector(KeypointDetector):
         network, given, asked = self.opened(images.device)
         small = F.interpolate(images.float(), (_BLAZE_SIDE, _BLAZE_SIDE), mode="bilinear", antialias=True)
         answers = []
-        for picture in small.permute(0, 2, 3, 1).cpu():
+        for picture in small.clamp(0, 1).permute(0, 2, 3, 1).cpu():
             network.set_tensor(given, picture[None].contiguous().numpy())
             network.invoke()
             answers.append([torch.from_numpy(network.get_tensor(index).copy()).flatten() for index in asked])
@@ -233,7 +239,40 @@ class BlazePoseDetector(KeypointDetector):
         for picture in images:
             self.look(picture[None])
             masks.append(torch.from_numpy(network.get_tensor(drawn[0]).copy()).reshape(1, *shape[1:3]).sigmoid())
-        return F.interpolate(torch.stack(masks), images.shape[-2:], mode="bilinear")[:, 0].to(images)
+        sure = ((torch.stack(masks) - _HAZE) / (1 - 2 * _HAZE)).clamp(0, 1)
+        return F.interpolate(sure, images.shape[-2:], mode="bilinear")[:, 0].to(images)
+
+# %% ../../nbs/pairs/10_detectors.ipynb #b1a2e002
+_ROOM = 1.5  # side of the square that is outlined, in sides of the box around the joints: hands and hair lie beyond
+_WORKING_SIDE = 1024  # pixels along each side of the picture in which somebody is looked for
+
+
+@torch.no_grad()
+def cut_out(photo: Image.Image, detector: BlazePoseDetector) -> Image.Image:
+    """An RGB photo with the alpha of the person whom the detector finds, RGBA, for `cut_out_person`. ValueError where
+    it finds nobody, and for a network that draws no outline."""
+    levels, side = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None].float() / 255, max(photo.size)
+    left, top = ((side - extent) // 2 for extent in photo.size)
+    padded = F.pad(levels, (left, side - photo.width - left, top, side - photo.height - top), mode="replicate")
+    square = F.interpolate(padded, (_WORKING_SIDE, _WORKING_SIDE), mode="bilinear", antialias=True)
+    joints = detector.detect(square).joints
+    if joints[:, list(_LIMBS)].isnan().any():
+        raise ValueError("the detector finds nobody in the photo, needed one person, most of whom is seen")
+    angle, center, reach = _upright_square(joints, joints, _ROOM)
+    nothing, back = joints.new_zeros(1, 1, 3), _turned(center[:, None], -angle)[:, 0] / reach[:, None]
+    upright = turn(square, nothing, -angle, 1 / reach, -back)[0].clamp(0, 1)
+    ground = (1 - detector.outline(upright)).repeat(3, 1, 1)[None]
+    ground[..., :1, :1] = 1  # what turning brings into the picture takes this corner's level
+    alpha = 1 - turn(ground, nothing, angle, reach, center)[0][0, 0]
+    whole = Image.fromarray((alpha.clamp(0, 1) * 255).round().byte().numpy()).resize((side, side))
+    made = photo.copy()
+    made.putalpha(whole.crop((left, top, left + photo.width, top + photo.height)))
+    return made
+
+
+def matting_by(detector: JointDetector | None) -> Matting | None:
+    "How this detector cuts people out of photos; None where it draws no outlines."
+    return partial(cut_out, detector=detector) if isinstance(detector, BlazePoseDetector) else None
 
 # %% ../../nbs/pairs/10_detectors.ipynb #afa3125a
 _PEAK = 0.3

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ except ImportError:
     from transformers import CLIPImageProcessor
 
 # %% auto #0
-__all__ = ['OPAQUE', 'WHOLE_PICTURE', 'SMALLEST_PERSON', 'VISIBLE', 'FRINGE', 'SPECK', 'open_photo', 'cut_out_person',
+__all__ = ['OPAQUE', 'WHOLE_PICTURE', 'Matting', 'SMALLEST_PERSON', 'VISIBLE', 'FRINGE', 'SPECK', 'open_photo', 'cut_out_person',
            'FramedPhoto', 'frame_person', 'person_mask', 'touched_edges', 'prepare_photo', 'ClipDescriber']
 
 # %% ../../nbs/pictures/06_photos.ipynb #52905b3d
@@ -59,18 +60,22 @@ def open_photo(photo: str | Path | Image.Image) -> Image.Image:
 # %% ../../nbs/pictures/06_photos.ipynb #ecb52a3f
 OPAQUE = 242  # of 255: an alpha above it hides nothing that anybody would see
 WHOLE_PICTURE = 0.98  # of the pixels opaque: an alpha that cuts nobody out
+Matting = Callable[[Image.Image], Image.Image]  # from an RGB photo to RGBA with the person's alpha
 
 
-def cut_out_person(photo: Image.Image) -> Image.Image:
-    """RGBA with the person's alpha: the photo's own if it has one, else drawn by rembg. ImportError if that is
-    needed and missing, ValueError if nobody is found."""
+def cut_out_person(photo: Image.Image, matting: Matting | None = None) -> Image.Image:
+    """RGBA with the person's alpha: the photo's own if it has one, else drawn by `matting`, or by rembg where none is
+    given. ImportError if that is needed and missing, ValueError if nobody is found."""
     if photo.mode == "RGBA" and (np.asarray(photo)[..., 3] > OPAQUE).mean() < WHOLE_PICTURE:
         return _with_somebody(photo, "its alpha is 0 everywhere")
+    if matting is not None:
+        return _with_somebody(matting(photo.convert("RGB")), "nobody was found to be cut out")
     try:
         from rembg import remove
     except ImportError:
         raise ImportError("the photo has no transparent background and no matting network is installed: pip install "
-                          "'drpose[matting]', or cut the person out yourself and save as PNG") from None
+                          "'drpose[matting]', or let a detector that draws outlines do it (blazepose), or cut the "
+                          "person out yourself and save as PNG") from None
     return _with_somebody(remove(photo.convert("RGB")).convert("RGBA"), "the matting network found nobody")
 
 
@@ -194,12 +199,13 @@ def prepare_photo(
     photo: str | Path | Image.Image,
     crop_size: int | None = 740,   # as in frame_person
     frame: int = 768,
+    matting: Matting | None = None,  # as in cut_out_person
 ) -> FramedPhoto:
     """Open, cut out and frame one photo. Errors name the file and are those of the three steps; a person whom the
     picture's edge cuts off is framed by what there is, with a warning."""
     picture = open_photo(photo)
     try:
-        cut_out = cut_out_person(picture)
+        cut_out = cut_out_person(picture, matting)
         framed = frame_person(cut_out, crop_size, frame)
         edges = [] if crop_size is None else touched_edges(cut_out)
         if edges:
