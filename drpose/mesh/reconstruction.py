@@ -370,7 +370,8 @@ def reconstruct(
     body_model = load_body(config.body or None).to(config.device)
     detector = load_detector(config.detector, config.detector_weights, config.device) if config.detector else None
     done("models")
-    told("looking at the photo")
+    if detector:
+        told("looking for the person and the pose")
     framed = framed_photo(photo, pipeline, config.crop_size, matting=matting_by(detector))
     scale = max(1, PHOTO_PIXELS // framed.body.shape[-1])
     large = framed_photo(photo, pipeline, config.crop_size, scale, matting_by(detector)).body
