@@ -21,6 +21,7 @@ NOT_ON_A_DEVICE = {
         pipeline.tiny_prompt_embeds pipeline.PromptTable unet.build_stages base_training.new_autoencoder base_training.tiny_unet pshuman.from_stable_unclip""",
     "draws poses, people or settings, on the processor by design: a draw must not depend on the machine": """
         dressed_people.draw_palette clips.draw_poses clips.between_keyframes clips.pose_keyframe pose_space.limit_sample pose_space.random_rotation reward_gradients.async_indices pose_estimator.vary streaming.shuffled_order""",
+    "a photo of Pillow, and a network that its interpreter keeps on the processor": "detectors.cut_out",
     "pictures of Pillow become tensors, which are moved afterwards": "pipeline.pictures_tensor pipeline.photo_tensor pipeline.framed_pictures reconstruction.framed_photo",
     "keeps data on the processor and hands out batches; the loop moves them": "latents.LatentSet post_training.PairConditions base_training.train_autoencoder base_training.train_base predictor_training.train_skeleton_predictor base_training.AutoencoderLoss predictor_training.PredictorLoss picture_predictor.PictureLoss picture_predictor.spoilt dataset.chosen_pairs dataset.passing_pairs base_training.cut_out post_training.pose_reward",
     "measures on the processor by design (tried on a device by 'measures one by one' where it can be called alone)": "benchmarks.Benchmark views.picture_metrics views.pose_metrics benchmarks.load_scan_benchmark",
