@@ -24,6 +24,7 @@ from drpose.evaluation.mesh_metrics import evaluate_meshes
 from drpose.mesh import body_fit, reconstruction
 from drpose.mesh.carving import carve_surface
 from drpose.multiview.pipeline import MultiViewPipeline
+from drpose.pairs.gates import EstimatorDetector
 from drpose.reward.skeleton_predictor import SkeletonPredictor
 
 OPTIONAL_PACKAGES = {"anny", "pybullet", "pybullet_data", "rembg", "imageio_ffmpeg", "pytorch3d"}  # the extras of settings.ini
@@ -244,6 +245,17 @@ def test_generate_keeps_what_is_done_and_refuses_other_settings(tmp_path):
     assert [sheet.stat().st_mtime_ns == stamp for sheet, stamp in zip(sheets, stamps)] == [True, False, True]
     with pytest.raises(PapermillExecutionError, match=r"made with other settings \(num_inference_steps\)"):
         execute(path, tmp_path, num_inference_steps=3)
+
+
+def test_a_real_person_is_measured_by_a_detector_without_depth(tmp_path, monkeypatch):
+    "ViTPose and RTMPose see places alone: there is no pose to tell, and everything else is measured."
+    pytest.importorskip("imageio_ffmpeg")
+    found = EstimatorDetector.detect
+    monkeypatch.setattr(EstimatorDetector, "detect", lambda self, images: found(self, images)._replace(depth=None))
+    monkeypatch.chdir(tmp_path)
+    check_settings(notebook("real_person.ipynb"), 5, output_dir=str(tmp_path / "run"), num_inference_steps=2)
+    (row,) = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+    assert {"flat", "constant", "alone: body"} <= set(row) and not [who for who in row if who == "seen" or "told" in who]
 
 
 def test_ablations_of_other_settings_are_not_taken_for_these(tmp_path):

@@ -416,7 +416,7 @@ _OPTIONS = {"models": "folder with pipeline/ and predictor/; left out: the embed
             "best_of": "draw so often and keep the draw whose views agree best",
             "crop_size": "longer side of the person in pixels of the frame, 0 as the model was trained",
             "num_inference_steps": "PSHuman: 40", "guidance_scale": "PSHuman: 3.0", "eta": "PSHuman: 1.0",
-            "detector": f"who finds the joints in the photo, {' or '.join(DETECTORS)}; left out: the pipeline's own",
+            "detector": "who finds person and joints in a photograph: blazepose; left out: the pipeline's own",
             "detector_weights": "the detector's file, such as pose_landmark_heavy.tflite",
             "pose_scale": "above 1: draw the joints found in the photo more clearly",
             "start": "of carving: body, hull or sphere",
